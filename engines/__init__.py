@@ -1,0 +1,1 @@
+"""ONNX -> engines: builds or checks what the runtime will execute."""

@@ -1,0 +1,1 @@
+"""One JSON file per named model: its diffusers config, default sizes and pipeline."""

@@ -1,0 +1,1 @@
+"""Small graph rewrites, one a file; each returns whether it changed the graph."""

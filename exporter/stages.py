@@ -1,0 +1,243 @@
+"""Two graphs from one: **full** also yields the features, **forecast** takes them as weighted sums of the state.
+
+Both are made by the same rewrite for every model family.  A forecast graph starts as the full graph whose features
+are replaced by inputs; whatever only served to compute them is dead and goes, and so are rows, modulations and inputs
+that no longer reach the prediction.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from taylorseer.errors import GraphError
+from taylorseer.exporter.features import Feature
+from taylorseer.exporter.passes.cleaning import drop_unused, finish
+from taylorseer.exporter.passes.narrow_linears import narrow_linears
+from taylorseer.exporter.passes.slices import push_slices_up, row_slice, slice_rows
+from taylorseer.manifest import Layout
+
+__all__ = ["LiveFeature", "Stages", "split_stages"]
+
+
+@dataclasses.dataclass(frozen=True)
+class LiveFeature:
+    """A feature that reaches the prediction of a forecast step."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    """[batch, rows, width] of what is remembered."""
+    dtype: ir.DataType
+    rows: tuple[int, int] | None
+    """(start, stop) of the module's rows that are remembered; None: all."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stages:
+    """The result of a split."""
+
+    full: ir.Model
+    forecast: ir.Model
+    live: tuple[LiveFeature, ...]
+    dead: tuple[str, ...]
+    """Names of features that no forecast needs."""
+
+
+def split_stages(
+    model: ir.Model, features: Sequence[Feature], *, order: int, layout: Layout, keep_dead: bool = False
+) -> Stages:
+    """Split ``model`` into a full and a forecast graph; ``model`` itself is left as it was.
+
+    Args:
+        model: the whole transformer; its last output is the prediction.
+        features: the values to remember.
+        order: largest order of the forecasts; order + 1 tensors are remembered per feature.
+        layout: ``history`` (the full graph yields features) or ``derivatives`` (it yields D_0..D_order).
+        keep_dead: remember every feature whole, also what no forecast needs; for tests of exactly that.
+
+    Raises:
+        GraphError: a computed block is left in the forecast graph, which would make forecasts slow without a word.
+    """
+    forecast = model.clone()
+    placeholders = _cut_features(forecast, [feature.value.name for feature in features])
+    if not keep_dead:
+        push_slices_up(forecast)
+        drop_unused(forecast)
+        narrow_linears(forecast)
+        drop_unused(forecast)
+        for placeholder in placeholders:
+            placeholder.narrow()
+    named = {str(feature.value.name): feature.name for feature in features}
+    living = [p for p in placeholders if keep_dead or p.value.uses()]
+    live = tuple(p.live_feature(named[p.source]) for p in living)
+    dead = tuple(feature.name for feature in features if feature.name not in {item.name for item in live})
+    _refuse_computed_blocks(forecast)
+    for placeholder, item in zip(living, live, strict=True):
+        _sum_of_state(forecast.graph, placeholder.value, item, order + 1)
+    _finish_inputs(forecast, order + 1)
+
+    full = model.clone()
+    values = {value.name: value for node in full.graph for value in node.outputs}
+    sources = [placeholder.source for placeholder in living]
+    _yield_state(full.graph, [values[name] for name in sources], live, order, layout)
+    finish(full)
+    finish(forecast)
+    return Stages(full, forecast, live, dead)
+
+
+class _Placeholder:
+    """A graph input that stands for one feature until the state is known."""
+
+    def __init__(self, graph: ir.Graph, value: ir.Value) -> None:
+        self.source = str(value.name)
+        self.rows: tuple[int, int] | None = None
+        self.graph = graph
+        self.value = ir.Value(name=f"forecast.{value.name}", shape=value.shape, type=value.type)
+        graph.inputs.append(self.value)
+        value.replace_all_uses_with(self.value, replace_graph_outputs=True)
+
+    def narrow(self) -> None:
+        """Where every user wants the same rows, be those rows."""
+        users = [user for user, _ in self.value.uses()]
+        cuts = [row_slice(user) for user in users]
+        bounds = {(cut.axis, cut.start, cut.stop) if cut else None for cut in cuts}
+        if len(bounds) != 1 or None in bounds:
+            return
+        axis, start, stop = bounds.pop()  # type: ignore[misc]
+        if axis != 1:
+            return
+        assert self.value.shape is not None
+        sizes = list(self.value.shape)
+        sizes[1] = stop - start
+        self.value.shape = ir.Shape(sizes)
+        self.rows = (start, stop)
+        for user in users:
+            user.outputs[0].replace_all_uses_with(self.value)
+            self.graph.remove(user, safe=True)
+
+    def live_feature(self, name: str) -> LiveFeature:
+        """Return what is remembered of this feature."""
+        assert self.value.shape is not None and self.value.dtype is not None
+        shape = tuple(size if isinstance(size, int) else "batch" for size in self.value.shape)
+        return LiveFeature(name, shape, self.value.dtype, self.rows)
+
+
+def _cut_features(model: ir.Model, names: Sequence[str | None]) -> list[_Placeholder]:
+    values = {value.name: value for node in model.graph for value in node.outputs}
+    return [_Placeholder(model.graph, values[name]) for name in names]
+
+
+def _refuse_computed_blocks(forecast: ir.Model) -> None:
+    """Softmax means attention: a block that no feature cuts would be computed at every forecast step."""
+    for node in forecast.graph:
+        if node.op_type in ("Softmax", "Attention"):
+            raise GraphError(
+                f"The forecast graph still computes attention (node {node.name!r}): the features do not cover every "
+                "block. Add the missing module to the model family's feature patterns."
+            )
+
+
+def _sum_of_state(graph: ir.Graph, placeholder: ir.Value, feature: LiveFeature, slots: int) -> None:
+    """Replace the placeholder by sum_k c_k X_k over the state inputs X_k."""
+    first = next(iter(graph))
+    total: ir.Value | None = None
+    for index in range(slots):
+        state = ir.Value(
+            name=f"state.{feature.name}.{index}", shape=placeholder.shape, type=ir.TensorType(feature.dtype)
+        )
+        graph.inputs.append(state)
+        term = _insert(graph, first, "Mul", [state, _coefficient(graph, first, index, slots, feature.dtype)], state)
+        total = term if total is None else _insert(graph, first, "Add", [total, term], state)
+    assert total is not None
+    total.name = f"forecast.{feature.name}"
+    placeholder.replace_all_uses_with(total)
+    graph.inputs.remove(placeholder)
+
+
+def _insert(
+    graph: ir.Graph, before: ir.Node, op_type: str, inputs: Sequence[ir.Value], like: ir.Value, **attributes: int
+) -> ir.Value:
+    node = ir.node(op_type, list(inputs), attributes=dict(attributes) or None)
+    graph.insert_before(before, node)
+    output = node.outputs[0]
+    output.shape, output.type = like.shape, like.type
+    return output
+
+
+def _coefficient(graph: ir.Graph, before: ir.Node, index: int, slots: int, dtype: ir.DataType) -> ir.Value:
+    """Return coefficient ``index`` as a tensor [1] of ``dtype``, made once per graph."""
+    name = f"coefficient.{index}"
+    for node in graph:
+        if node.outputs[0].name == name:
+            return node.outputs[0]
+    whole = next((value for value in graph.inputs if value.name == "coefficients"), None)
+    if whole is None:
+        whole = ir.Value(name="coefficients", shape=ir.Shape([slots]), type=ir.TensorType(ir.DataType.FLOAT))
+        graph.inputs.append(whole)
+    scalar = ir.Value(shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.FLOAT))
+    node = next(iter(graph))
+    cut = slice_rows(whole, 0, index, index + 1, graph, node)
+    scalar = _insert(graph, node, "Cast", [cut], scalar, to=int(dtype))
+    scalar.type = ir.TensorType(dtype)
+    scalar.name = name
+    return scalar
+
+
+def _finish_inputs(forecast: ir.Model, slots: int) -> None:
+    """Order the inputs: request, coefficients, state."""
+    inputs = list(forecast.graph.inputs)
+    state = [value for value in inputs if str(value.name).startswith("state.")]
+    rest = [value for value in inputs if not str(value.name).startswith("state.") and value.name != "coefficients"]
+    coefficients = [value for value in inputs if value.name == "coefficients"]
+    forecast.graph.inputs.clear()
+    forecast.graph.inputs.extend([*rest, *coefficients, *state])
+
+
+def _yield_state(
+    graph: ir.Graph, values: Sequence[ir.Value], live: Sequence[LiveFeature], order: int, layout: Layout
+) -> None:
+    scales = None
+    if layout == "derivatives" and order > 0:
+        scales = ir.Value(
+            name="difference_scales", shape=ir.Shape([order]), type=ir.TensorType(ir.DataType.FLOAT)
+        )
+        graph.inputs.append(scales)
+    for value, feature in zip(values, live, strict=True):
+        current = value if feature.rows is None else slice_rows(value, 1, *feature.rows, graph, None)
+        outputs = [current] if layout == "history" else _differences(graph, current, feature, order, scales)
+        for index, output in enumerate(outputs):
+            # An output of its own: the feature's value may be used, sliced or an output already.
+            node = ir.node("Identity", [output])
+            graph.append(node)
+            node.outputs[0].name = f"feature.{feature.name}" if layout == "history" else f"next.{feature.name}.{index}"
+            node.outputs[0].shape = ir.Shape(list(feature.shape))
+            node.outputs[0].type = ir.TensorType(feature.dtype)
+            graph.outputs.append(node.outputs[0])
+
+
+def _differences(
+    graph: ir.Graph, current: ir.Value, feature: LiveFeature, order: int, scales: ir.Value | None
+) -> list[ir.Value]:
+    """D_0 = F, D_{i+1} = (D_i - D_i of the previous full step) * scale_i, the paper's recurrence."""
+    derivatives = [current]
+    for index in range(order):
+        assert scales is not None
+        previous = ir.Value(
+            name=f"previous.{feature.name}.{index}",
+            shape=ir.Shape(list(feature.shape)),
+            type=ir.TensorType(feature.dtype),
+        )
+        graph.inputs.append(previous)
+        difference = _append(graph, "Sub", [derivatives[-1], previous], previous)
+        scale = slice_rows(scales, 0, index, index + 1, graph, None)
+        scale = _append(graph, "Cast", [scale], scale, to=int(feature.dtype))
+        derivatives.append(_append(graph, "Mul", [difference, scale], previous))
+    return derivatives
+
+
+def _append(graph: ir.Graph, op_type: str, inputs: Sequence[ir.Value], like: ir.Value, **attributes: int) -> ir.Value:
+    node = ir.node(op_type, list(inputs), attributes=dict(attributes) or None)
+    graph.append(node)
+    node.outputs[0].shape, node.outputs[0].type = like.shape, like.type
+    return node.outputs[0]

@@ -1,0 +1,224 @@
+"""``export()``: from a model's name to the two graphs of a bundle, as one flat function."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+import taylorseer
+from taylorseer.bundle import BundleDraft, require_space
+from taylorseer.config import CacheConfig
+from taylorseer.exporter.checkpoints import Checkpoint
+from taylorseer.exporter.families import FAMILIES, ModelInput, NamedModel, Sizes
+from taylorseer.exporter.features import find_features
+from taylorseer.exporter.passes.cleaning import clean
+from taylorseer.exporter.stages import LiveFeature, Stages, split_stages
+from taylorseer.exporter.tracing import TORCH_DTYPES, trace
+from taylorseer.exporter.weights import RandomWeights, WeightSource, attach_weights, store_weights
+from taylorseer.manifest import (
+    FORMAT_VERSION,
+    EngineSpec,
+    FeatureSpec,
+    GraphSpec,
+    Layout,
+    Manifest,
+    PipelineSpec,
+    Role,
+    TensorSpec,
+)
+
+__all__ = ["ExportRequest", "export", "split_model", "traced_model"]
+
+Progress = Callable[[str, float], None]
+"""Called with what is being done and the fraction (0..1) of the export that is behind."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportRequest:
+    """What is to be exported."""
+
+    model: NamedModel
+    sizes: Sizes
+    precision: str = "fp32"
+    """``fp32``, ``fp16`` or ``bf16``."""
+    layout: Layout = "history"
+    cache: CacheConfig
+    """The bundle's default; its order is the largest that the graphs serve."""
+    checkpoint: Checkpoint | None = None
+    """None: random weights."""
+    graphs_only: bool = False
+    """Leave the weights out: for inspecting a model of any size, not for running it."""
+
+
+def export(request: ExportRequest, draft: BundleDraft, progress: Progress = lambda what, fraction: None) -> Manifest:
+    """Write ``full.onnx``, ``forecast.onnx`` and the weights into ``draft``; return the manifest so far.
+
+    Raises:
+        ModelError: sizes that the family does not have.
+        CheckpointError: a checkpoint of another family or size.
+        GraphError: features that were not found, or a graph that cannot be split.
+        OutputError: too little space for the weights.
+    """
+    progress("tracing the transformer", 0.0)
+    model, inputs = traced_model(request)
+    features = find_features(model.graph, FAMILIES[request.model.family].features)
+    graphs = draft.path("graphs/full.onnx").parent
+    if not request.graphs_only:
+        progress("storing the weights", 0.6)
+        source = _weight_source(request, model)
+        attach_weights(model, source, TORCH_DTYPES[request.precision])
+        require_space(graphs, _weight_bytes(model))
+        store_weights(model, graphs, lambda done, total: progress("storing the weights", 0.6 + 0.3 * done / total))
+    else:
+        _refer_to_absent_weights(model)
+    progress("splitting the graph", 0.9)
+    stages = split_stages(model, features, order=request.cache.order, layout=request.layout)
+    specs = {}
+    for kind, graph in (("full", stages.full), ("forecast", stages.forecast)):
+        path = draft.path(f"graphs/{kind}.onnx")
+        ir.save(_releasable(graph), path)
+        specs[kind] = _graph_spec(graph, f"graphs/{kind}.onnx", inputs)
+    if request.checkpoint is not None:
+        request.checkpoint.copy_words(draft)
+    progress("exported", 1.0)
+    return _manifest(request, stages, specs)
+
+
+def traced_model(request: ExportRequest) -> tuple[ir.Model, tuple[ModelInput, ...]]:
+    """Return the cleaned graph of the whole transformer (parameters without data) and its inputs."""
+    family, config = FAMILIES[request.model.family], model_config(request)
+    inputs = family.inputs(config, request.model, request.sizes)
+    constants = family.constants(config, request.model, request.sizes)
+    model = trace(family, config, inputs, constants, request.precision)
+    clean(model)
+    return model, inputs
+
+
+def split_model(request: ExportRequest, *, keep_dead: bool = False) -> Stages:
+    """Return both graphs in memory, with their weights; for parity checks of small models."""
+    model, _ = traced_model(request)
+    attach_weights(model, _weight_source(request, model), TORCH_DTYPES[request.precision])
+    features = find_features(model.graph, FAMILIES[request.model.family].features)
+    return split_stages(model, features, order=request.cache.order, layout=request.layout, keep_dead=keep_dead)
+
+
+def model_config(request: ExportRequest) -> Mapping[str, Any]:
+    """Return the diffusers config: the checkpoint's own, or the named model's."""
+    return request.model.config if request.checkpoint is None else request.checkpoint.config
+
+
+def _weight_source(request: ExportRequest, model: ir.Model) -> WeightSource:
+    if request.checkpoint is not None:
+        return request.checkpoint.weights
+    shapes = {
+        name: tuple(int(size) for size in value.shape)  # type: ignore[arg-type]
+        for name, value in model.graph.initializers.items()
+        if value.const_value is None and value.shape is not None
+    }
+    return RandomWeights(shapes)
+
+
+def _weight_bytes(model: ir.Model) -> int:
+    return sum(
+        value.const_value.nbytes
+        for value in model.graph.initializers.values()
+        if isinstance(value.const_value, ir.LazyTensor)
+    )
+
+
+def _refer_to_absent_weights(model: ir.Model) -> None:
+    """Let parameters point into a weights file that is not written, each at its own offset."""
+    offset = 0
+    for name, value in model.graph.initializers.items():
+        if value.const_value is None:
+            assert value.shape is not None and value.dtype is not None
+            count = int(np.prod([int(size) for size in value.shape]))  # type: ignore[arg-type]
+            length = count * value.dtype.itemsize
+            value.const_value = ir.ExternalTensor(
+                "weights.data", offset, int(length), value.dtype, shape=value.shape, name=name
+            )
+            offset += int(length)
+
+
+def _releasable(graph: ir.Model) -> ir.Model:
+    """Drop the exporter's stack traces and this machine's paths from what is published."""
+    for node in graph.graph:
+        scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
+        node.metadata_props.clear()
+        if scopes:
+            node.metadata_props["pkg.torch.onnx.name_scopes"] = scopes
+    for value in graph.graph.initializers.values():
+        value.metadata_props.clear()
+    graph.metadata_props.clear()
+    graph.producer_name, graph.producer_version = "taylorseer-trt", taylorseer.__version__
+    return graph
+
+
+def _graph_spec(model: ir.Model, file: str, inputs: tuple[ModelInput, ...]) -> GraphSpec:
+    roles: dict[str, Role] = {spec.name: spec.role for spec in inputs}
+    return GraphSpec(
+        file=file,
+        inputs=tuple(_tensor_spec(value, roles) for value in model.graph.inputs),
+        outputs=tuple(_tensor_spec(value, roles) for value in model.graph.outputs),
+    )
+
+
+_PREFIXED_ROLES: dict[str, Role] = {"state": "state", "previous": "previous", "next": "state"}
+
+
+def _tensor_spec(value: ir.Value, roles: Mapping[str, Role]) -> TensorSpec:
+    name = str(value.name)
+    assert value.shape is not None and value.dtype is not None
+    shape = tuple(size if isinstance(size, int) else "batch" for size in value.shape)
+    dtype = value.dtype.numpy().name
+    fixed: dict[str, Role] = {
+        "prediction": "prediction",
+        "coefficients": "coefficients",
+        "difference_scales": "difference_scales",
+    }
+    if name in fixed or name in roles:
+        return TensorSpec(name=name, role=fixed.get(name) or roles[name], shape=shape, dtype=dtype)
+    kind, _, rest = name.partition(".")
+    if kind == "feature":
+        return TensorSpec(name=name, role="feature", shape=shape, dtype=dtype, feature=rest)
+    feature, _, index = rest.rpartition(".")
+    return TensorSpec(
+        name=name, role=_PREFIXED_ROLES[kind], shape=shape, dtype=dtype, feature=feature, index=int(index)
+    )
+
+
+def _feature_spec(feature: LiveFeature) -> FeatureSpec:
+    return FeatureSpec(
+        name=feature.name, shape=feature.shape, dtype=feature.dtype.numpy().name, rows=feature.rows
+    )
+
+
+def _manifest(request: ExportRequest, stages: Stages, graphs: dict[str, GraphSpec]) -> Manifest:
+    pipeline: PipelineSpec = request.model.pipeline
+    origin = "random"
+    if request.checkpoint is not None:
+        origin = request.checkpoint.weights.origin
+        pipeline = dataclasses.replace(pipeline, scheduler=request.checkpoint.scheduler or pipeline.scheduler)
+    if request.graphs_only:
+        origin = "none"
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        tool_version=taylorseer.__version__,
+        model=request.model.name,
+        family=request.model.family,
+        precision=request.precision,
+        sizes=dataclasses.asdict(request.sizes),
+        layout=request.layout,
+        order=request.cache.order,
+        cache=request.cache.to_json(),
+        pipeline=pipeline,
+        features=tuple(_feature_spec(feature) for feature in stages.live),
+        dead_features=stages.dead,
+        graphs=graphs,
+        engine=EngineSpec(backend="none", version=""),
+        weights=origin,
+        files={},
+    )
