@@ -21,6 +21,8 @@ def clean(model: ir.Model) -> None:
 
     Requires: parameters are initializers without data.  Ensures: the graph computes the same values.
     """
+    # Equal nodes first: every block asks for the same rotary tables, and folding would copy them into each.
+    common.CommonSubexpressionEliminationPass()(model)
     onnxscript.optimizer.fold_constants(
         model, onnx_shape_inference=True, input_size_limit=_FOLD_LIMIT, output_size_limit=_FOLD_LIMIT
     )

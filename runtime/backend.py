@@ -1,0 +1,45 @@
+"""What the session needs from whatever executes the graphs: memory that stays, and calls bound to it once."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Backend", "Buffer", "Call", "Engine"]
+
+
+class Buffer(Protocol):
+    """A tensor in the backend's memory, allocated once and never moved."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    nbytes: int
+
+    @property
+    def host(self) -> NDArray[Any]:
+        """A NumPy view of the memory; writing to it is how inputs are set."""
+
+
+class Call(Protocol):
+    """An engine with every input and output bound to a buffer."""
+
+    def run(self) -> None:
+        """Execute the engine on its buffers; allocates nothing."""
+
+
+class Engine(Protocol):
+    """A loaded graph."""
+
+    def bind(self, tensors: Mapping[str, Buffer]) -> Call:
+        """Bind inputs and outputs, by name, to buffers of the right shape and dtype."""
+
+
+class Backend(Protocol):
+    """Loads engines and owns the memory that they work on."""
+
+    def load(self, kind: str) -> Engine:
+        """Return the engine of the graph ``full`` or ``forecast``."""
+
+    def allocate(self, shape: tuple[int, ...], dtype: str) -> Buffer:
+        """Return a zeroed buffer."""
