@@ -220,5 +220,11 @@ def _manifest(request: ExportRequest, stages: Stages, graphs: dict[str, GraphSpe
         graphs=graphs,
         engine=EngineSpec(backend="none", version=""),
         weights=origin,
+        config=_published_config(model_config(request)),
         files={},
     )
+
+
+def _published_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out diffusers' bookkeeping but the class: ``_name_or_path`` may be a path of this machine."""
+    return {name: value for name, value in config.items() if name == "_class_name" or not name.startswith("_")}

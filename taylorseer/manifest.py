@@ -155,6 +155,8 @@ class Manifest:
     engine: EngineSpec
     weights: str
     """Where the weights came from: ``checkpoint:...``, ``random`` or ``none`` (graphs only)."""
+    config: dict[str, Any]
+    """The diffusers model's config, for the torch reference."""
     files: dict[str, FileSpec]
     """Every file of the bundle but the manifest itself."""
 

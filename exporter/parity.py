@@ -1,0 +1,191 @@
+"""The torch reference: the unmodified diffusers module, forecast by the authors' recurrence in forward hooks.
+
+Engines are right when they agree with this on the same schedule.  It shares nothing with what it judges: the
+recurrence is written out here once more, feature by feature and independent of :mod:`taylorseer.predictor`; it runs
+on every feature of the family, dead ones too; and the module computes everything that a forecast graph leaves out.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import torch
+
+from taylorseer.bundle import Bundle
+from taylorseer.config import CacheConfig
+from taylorseer.errors import BundleError, ScheduleError
+from taylorseer.exporter.families import FAMILIES, ModelFamily, ModelInput, Sizes, load_model
+from taylorseer.exporter.tracing import TORCH_DTYPES, TransformerCall, build_module
+from taylorseer.exporter.weights import WeightSource
+from taylorseer.schedule import CacheSchedule
+
+__all__ = ["GraphWeights", "TorchReference", "load_parameters", "reference_from_bundle"]
+
+
+class TorchReference:
+    """A diffusers transformer that forecasts at the forecast steps of a schedule; one request, one batch size."""
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        family: ModelFamily,
+        *,
+        inputs: Sequence[ModelInput],
+        constants: Mapping[str, npt.NDArray[np.float32]],
+        schedule: CacheSchedule,
+        order: int,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Hook every feature module of ``module``.
+
+        Args:
+            module: the family's diffusers model with its parameters, of ``dtype``, on the CPU.
+            family: names the feature modules.
+            inputs: the inputs of ``forward``, in the family's order.
+            constants: the arguments of ``forward`` that the sizes determine.
+            schedule: which steps are full.
+            order: highest derivative of a forecast.
+            dtype: what latents and conditions are cast to; predictions come back in float32.
+        """
+        self.schedule = schedule
+        self.order = order
+        self._inputs = tuple(inputs)
+        self._call = TransformerCall(module, inputs, constants, dtype).eval()
+        self._step = 0
+        self._derivatives: dict[str, list[torch.Tensor]] = {}
+        for name, feature in _feature_modules(module, family).items():
+            feature.register_forward_hook(self._hook(name))
+
+    def predict(self, step: int, values: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
+        """Return the prediction of denoising step ``step``, float32; steps are to be asked in ascending order.
+
+        Args:
+            step: counted from 0; full or forecast as the schedule says.
+            values: the model's inputs by name, float32 or int64, of one batch size.
+
+        Raises:
+            IndexError: the step is outside the schedule.
+        """
+        self._step = step
+        # A copy each: the caller's loop updates its latent in place.
+        tensors = [torch.tensor(values[spec.name]) for spec in self._inputs]
+        with torch.no_grad():
+            prediction: npt.NDArray[np.float32] = self._call(*tensors).numpy()
+        return prediction
+
+    def reset(self) -> None:
+        """Forget every feature, for another request."""
+        self._derivatives.clear()
+
+    def _hook(self, name: str) -> Any:
+        def remember_or_forecast(module: torch.nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:
+            if self.schedule.is_full(self._step):
+                self._derivatives[name] = self._update(self._derivatives.get(name, []), output)
+                return output
+            return self._forecast(self._derivatives[name])
+
+        return remember_or_forecast
+
+    def _update(self, previous: list[torch.Tensor], feature: torch.Tensor) -> list[torch.Tensor]:
+        """D_0 = F, D_{i+1} = (D_i - D_i of the previous full step) / gap, as far as D_i existed (arXiv:2503.06923)."""
+        gap = self.schedule.gap(self._step)
+        derivatives = [feature]
+        if gap is not None and self._step >= self.schedule.derivatives_from:
+            for older in previous[: self.order]:
+                derivatives.append((derivatives[-1] - older) / gap)
+        return derivatives
+
+    def _forecast(self, derivatives: list[torch.Tensor]) -> torch.Tensor:
+        """sum_i D_i x^i / i! at distance x."""
+        distance = self.schedule.distance(self._step)
+        total = derivatives[0]
+        for i, derivative in enumerate(derivatives[1:], 1):
+            total = total + derivative * (distance**i / math.factorial(i))
+        return total
+
+
+class GraphWeights:
+    """The parameters of a bundle's full graph, by their diffusers names, read from the weights file one by one."""
+
+    origin = "bundle"
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self._tensors = {name: value.const_value for name, value in graph.initializers.items()}
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """Return the parameter's shape [...], or None."""
+        tensor = self._tensors.get(name)
+        return None if tensor is None else tuple(int(size) for size in tensor.shape)  # type: ignore[arg-type]
+
+    def read(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        """Return a copy of the parameter, converted to ``dtype``."""
+        tensor = self._tensors[name]
+        assert tensor is not None
+        values = tensor.numpy()
+        if tensor.dtype == ir.DataType.BFLOAT16:  # torch takes no NumPy array of bfloat16, so it gets the bits
+            return torch.from_numpy(values.view(np.int16).copy()).view(torch.bfloat16).to(dtype)
+        return torch.from_numpy(values.copy()).to(dtype)
+
+
+def load_parameters(module: torch.nn.Module, source: WeightSource, dtype: torch.dtype) -> None:
+    """Give the module of :func:`taylorseer.exporter.tracing.build_module` its parameters, in ``dtype``.
+
+    A parameter that the source lacks becomes NaN: the graphs have dropped what no prediction depends on, and this
+    shows at once when one was dropped wrongly.
+    """
+    for prefix, owner in module.named_modules():
+        for name, parameter in owner.named_parameters(recurse=False):
+            whole = f"{prefix}.{name}" if prefix else name
+            if source.shape(whole) is None:
+                value = torch.full(parameter.shape, math.nan, dtype=dtype)
+            else:
+                value = source.read(whole, dtype)
+            setattr(owner, name, torch.nn.Parameter(value, requires_grad=False))
+
+
+def reference_from_bundle(bundle: Bundle, config: CacheConfig) -> TorchReference:
+    """Return the torch reference of ``bundle``, with the bundle's own weights and precision.
+
+    Raises:
+        BundleError: the bundle holds graphs only.
+        ScheduleError: the schedule could not run, or the predictor is not the authors'.
+        ModelError: this version does not know the bundle's model.
+    """
+    manifest = bundle.manifest
+    if manifest.weights == "none":
+        raise BundleError(
+            f"The bundle {str(bundle.folder)!r} was built with --graphs-only and has no weights to compare: build it "
+            "without that option."
+        )
+    order = _official_order(config)
+    model, sizes = load_model(manifest.model), Sizes(**manifest.sizes)
+    family, dtype = FAMILIES[manifest.family], TORCH_DTYPES[manifest.precision]
+    module = build_module(family, manifest.config)
+    load_parameters(module, GraphWeights(ir.load(bundle.path(manifest.graphs["full"].file)).graph), dtype)
+    return TorchReference(
+        module,
+        family,
+        inputs=family.inputs(manifest.config, model, sizes),
+        constants=family.constants(manifest.config, model, sizes),
+        schedule=config.schedule(),
+        order=order,
+        dtype=dtype,
+    )
+
+
+def _official_order(config: CacheConfig) -> int:
+    if config.predictor not in ("taylor", "reuse"):
+        raise ScheduleError(
+            f"The torch reference forecasts by the authors' recurrence, not by {config.predictor!r}: compare with the "
+            "predictor taylor or reuse."
+        )
+    return 0 if config.predictor == "reuse" else config.order
+
+
+def _feature_modules(module: torch.nn.Module, family: ModelFamily) -> dict[str, torch.nn.Module]:
+    matchers = [re.compile(re.escape(pattern).replace(r"\*", r"\d+")) for pattern in family.features]
+    return {name: part for name, part in module.named_modules() if any(m.fullmatch(name) for m in matchers)}

@@ -1,0 +1,134 @@
+"""Every step full against a cache schedule, and against reuse on that schedule: times and fidelity, interleaved."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taylorseer.config import CacheConfig
+from taylorseer.errors import InputError
+from taylorseer.runtime.fidelity import psnr_db, ssim
+from taylorseer.runtime.generation import Generated, Generator
+
+__all__ = ["Comparison", "compare"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Medians over all prompts and seeds; times are wall times on this machine."""
+
+    state: str
+    """The state layout."""
+    steps: int
+    full_steps: tuple[int, ...]
+    pairs: int
+    """Prompt and seed pairs."""
+    full_loop_ms: float
+    """The whole loop, every step full."""
+    loop_ms: float
+    """The whole loop on the schedule."""
+    full_ms: float
+    """One full step on the schedule, state written."""
+    forecast_ms: float
+    """One forecast step."""
+    speedup: float
+    """Median over pairs of (loop with every step full) / (loop on the schedule)."""
+    eta: float
+    """speedup / (steps / full steps); 1 is perfect."""
+    psnr_db: float
+    """Against every step full."""
+    reuse_psnr_db: float
+    ssim: float
+    reuse_ssim: float
+    better_than_reuse: float
+    """Share of pairs whose PSNR is above that of reuse."""
+    images: tuple[tuple[NDArray[np.uint8], ...], ...] = dataclasses.field(repr=False)
+    """Rows: every step full, the schedule, reuse; a column per pair."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything but the images; an infinite PSNR (equal images) becomes None."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "images"}
+        return {name: None if value == float("inf") else value for name, value in values.items()}
+
+
+def compare(
+    generator: Generator,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    cache: CacheConfig,
+    *,
+    guidance: float | None = None,
+    on_loop: Callable[[], None] = lambda: None,
+) -> Comparison:
+    """Generate every prompt with every seed three times, interleaved, and compare.
+
+    Args:
+        generator: a loaded bundle whose latents decode to images.
+        prompts: what the model takes.
+        seeds: of the initial noise.
+        cache: the schedule; its steps serve the other two runs too.
+        guidance: None: the bundle's default.
+        on_loop: called after each denoising loop.
+
+    Raises:
+        InputError: no prompts or seeds, or a model whose latents need a decoder.
+    """
+    if not prompts or not seeds:
+        raise InputError("There is nothing to compare: give at least one prompt and one seed.")
+    reuse = dataclasses.replace(cache, predictor="reuse")
+    generator.generate(prompts[0], seed=seeds[0], cache=cache, guidance=guidance)  # first touch of every buffer
+    runs: list[tuple[Generated, Generated, Generated]] = []
+    for prompt in prompts:
+        for seed in seeds:
+            loops = []
+            for config, full in ((cache, True), (cache, False), (reuse, False)):
+                loops.append(
+                    generator.generate(prompt, seed=seed, cache=config, guidance=guidance, every_step_full=full)
+                )
+                on_loop()
+            runs.append((loops[0], loops[1], loops[2]))
+    return _summary(generator, cache, runs)
+
+
+def _summary(
+    generator: Generator, cache: CacheConfig, runs: Sequence[tuple[Generated, Generated, Generated]]
+) -> Comparison:
+    rows = tuple(tuple(_image(run[row]) for run in runs) for row in range(3))
+    if rows[0][0].ndim != 3:
+        raise InputError("Clips are not compared frame by frame here; compare images.")
+    full_steps = cache.schedule().full_steps
+    loops = np.array([[made.result.step_seconds.sum() for made in run[:2]] for run in runs])
+    speedup = float(np.median(loops[:, 0] / loops[:, 1]))
+    taylor = [psnr_db(reference, image) for reference, image in zip(rows[0], rows[1], strict=True)]
+    reuse = [psnr_db(reference, image) for reference, image in zip(rows[0], rows[2], strict=True)]
+    return Comparison(
+        state=generator.manifest.layout,
+        steps=cache.steps,
+        full_steps=full_steps,
+        pairs=len(runs),
+        full_loop_ms=float(np.median(loops[:, 0])) * 1e3,
+        loop_ms=float(np.median(loops[:, 1])) * 1e3,
+        full_ms=_step_ms(runs, full=True),
+        forecast_ms=_step_ms(runs, full=False),
+        speedup=speedup,
+        eta=speedup / (cache.steps / len(full_steps)),
+        psnr_db=float(np.median(taylor)),
+        reuse_psnr_db=float(np.median(reuse)),
+        ssim=float(np.median([ssim(a, b) for a, b in zip(rows[0], rows[1], strict=True)])),
+        reuse_ssim=float(np.median([ssim(a, b) for a, b in zip(rows[0], rows[2], strict=True)])),
+        better_than_reuse=float(np.mean(np.array(taylor) > np.array(reuse))),
+        images=rows,
+    )
+
+
+def _step_ms(runs: Sequence[tuple[Generated, Generated, Generated]], *, full: bool) -> float:
+    times = [made.result.step_seconds[made.result.full_steps == full] for _, made, _ in runs]
+    return float(np.median(np.concatenate(times))) * 1e3
+
+
+def _image(made: Generated) -> NDArray[np.uint8]:
+    if made.image is None:
+        raise InputError("This model's latents need a decoder, so there are no images to compare.")
+    return made.image

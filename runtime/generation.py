@@ -1,0 +1,145 @@
+"""From prompts to images: encodes the request, runs a session, decodes the latent."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taylorseer.bundle import Bundle
+from taylorseer.config import CacheConfig
+from taylorseer.errors import InputError, PromptError
+from taylorseer.manifest import Manifest
+from taylorseer.runtime.latents import initial_noise, to_pixels, unpack
+from taylorseer.runtime.onnxruntime_backend import OnnxRuntimeBackend
+from taylorseer.runtime.samplers import Sampler, sampler_from_config
+from taylorseer.runtime.session import LoadedModel, Result, Session
+from taylorseer.runtime.words import WordTable
+
+__all__ = ["Generated", "Generator", "random_conditions", "sampler_for"]
+
+Conditions = Mapping[str, NDArray[Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Generated:
+    """One image (or clip) and how it was made."""
+
+    latent: NDArray[np.float32]
+    """float32 [1, ...]: what the loop ended with."""
+    image: NDArray[np.uint8] | None
+    """uint8 [height, width, 3], or [frames, height, width, 3] for clips; None when the latent needs a decoder."""
+    result: Result
+
+
+class Generator:
+    """A loaded bundle with one session, for one image at a time."""
+
+    def __init__(self, bundle: Bundle, *, threads: int = 0) -> None:
+        """Load the engines and reserve all memory of the session.
+
+        Raises:
+            BackendError: the engines cannot be loaded here.
+            BundleError: the bundle's word table is missing or malformed.
+        """
+        self.manifest = bundle.manifest
+        self._words = WordTable.load(bundle.path("words")) if self.manifest.pipeline.text == "words" else None
+        self.session: Session = LoadedModel(self.manifest, OnnxRuntimeBackend(bundle, threads=threads)).session()
+
+    def generate(
+        self,
+        prompt: str | Conditions,
+        *,
+        seed: int,
+        cache: CacheConfig | None = None,
+        guidance: float | None = None,
+        every_step_full: bool = False,
+        on_step: Callable[[int, bool], None] | None = None,
+    ) -> Generated:
+        """Make one image.
+
+        Args:
+            prompt: words of the bundle's table, a class number for class-conditional models, or the condition inputs
+                themselves by name, the model's batch first.
+            seed: of the initial noise.
+            cache: when and how to forecast; None: the bundle's default.
+            guidance: None: the bundle's default.
+            every_step_full: run without forecasts.
+            on_step: called after each denoising step with its index and whether it was full.
+
+        Raises:
+            PromptError: a prompt that is too long, has unknown words, or is not what this model takes.
+            InputError: anything else in the request that does not fit the bundle.
+        """
+        cache = cache or CacheConfig.from_json(self.manifest.cache)
+        pipeline = self.manifest.pipeline
+        sampler = sampler_for(self.session, cache.steps)
+        noise = initial_noise(self.session.latent_shape, seed)
+        if sampler.initial_noise_scale != 1.0:
+            noise *= np.float32(sampler.initial_noise_scale)
+        result = self.session.denoise(
+            noise,
+            prompt if isinstance(prompt, Mapping) else self.conditions(prompt),
+            sampler=sampler,
+            cache=cache,
+            guidance=pipeline.guidance if guidance is None else guidance,
+            every_step_full=every_step_full,
+            on_step=on_step,
+        )
+        return Generated(result.latent, self._decode(result.latent), result)
+
+    def conditions(self, prompt: str) -> dict[str, NDArray[Any]]:
+        """Return the condition inputs for ``prompt``, by name.
+
+        Raises:
+            PromptError: the model does not take such prompts, or not this one.
+        """
+        specs = {spec.name: spec for spec in self.manifest.graphs["full"].inputs if spec.role == "condition"}
+        if self._words is not None:
+            hidden, pooled = self._words.encode([prompt], self.manifest.sizes["text_length"])
+            return {"encoder_hidden_states": hidden, "pooled_projections": pooled}
+        if set(specs) == {"class_labels"}:
+            return {"class_labels": self._class_labels(prompt)}
+        raise PromptError(
+            f"{self.manifest.model} has no text encoder of its own: give the inputs {', '.join(specs)} as an .npz file "
+            "(--conditions)."
+        )
+
+    def _class_labels(self, prompt: str) -> NDArray[np.int64]:
+        """The class, and the null class for the unconditional half, which is the one after the last."""
+        classes = int(self.manifest.config["num_embeds_ada_norm"])
+        if not prompt.isdigit() or int(prompt) >= classes:
+            raise PromptError(f"{self.manifest.model} takes a class number from 0 to {classes - 1}, not {prompt!r}.")
+        return np.array([int(prompt), classes], np.int64)
+
+    def _decode(self, latent: NDArray[np.float32]) -> NDArray[np.uint8] | None:
+        pipeline, sizes = self.manifest.pipeline, self.manifest.sizes
+        if pipeline.decoder == "none":
+            return None
+        if pipeline.latent == "packed":
+            return to_pixels(unpack(latent, sizes["height"], sizes["width"]))[0]
+        if latent.ndim == 5:
+            return to_pixels(np.ascontiguousarray(latent[0].transpose(1, 0, 2, 3)))
+        if latent.ndim != 4:
+            raise InputError(f"A latent of shape {list(latent.shape)} is no image.")
+        return to_pixels(latent)[0]
+
+
+def sampler_for(session: Session, steps: int) -> Sampler:
+    """Return the noise scheduler of the session's model for ``steps`` denoising steps."""
+    pipeline, shape = session.manifest.pipeline, session.latent_shape
+    return sampler_from_config(pipeline.scheduler, steps, tokens=shape[1] if pipeline.latent == "packed" else None)
+
+
+def random_conditions(manifest: Manifest, seed: int) -> dict[str, NDArray[Any]]:
+    """Return normal numbers (ones for masks and classes) as conditions: for checking models without prompts."""
+    random = np.random.default_rng(seed)
+    rows = 2 if manifest.pipeline.guidance_mode == "classifier-free" else 1
+    made = {}
+    for spec in manifest.graphs["full"].inputs:
+        if spec.role == "condition":
+            shape = [rows if size == "batch" else int(size) for size in spec.shape]
+            floating = spec.dtype != "int64"
+            made[spec.name] = random.standard_normal(shape, np.float32) if floating else np.ones(shape, np.int64)
+    return made

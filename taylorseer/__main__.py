@@ -1,0 +1,7 @@
+"""``python -m taylorseer``."""
+
+import sys
+
+from taylorseer.cli import main
+
+sys.exit(main())

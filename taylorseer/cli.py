@@ -1,0 +1,70 @@
+"""The commands ``taylorseer`` and ``build-engines``: parses, dispatches, and prints users' mistakes without traceback."""
+
+import argparse
+import importlib
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import NoReturn
+
+import taylorseer
+from taylorseer.errors import TaylorSeerError
+
+__all__ = ["build_engines_main", "main"]
+
+_COMMANDS = ("build", "plan", "generate", "compare", "inspect", "verify", "doctor")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Bad options end with exit code 1, like every mistake of a user."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(1, f"error: {message} (see `{self.prog} --help`)\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``taylorseer``; return the exit code: 0 done, 1 a mistake that the message explains."""
+    parser = _Parser(prog="taylorseer", description="TaylorSeer as engines: full and forecast steps.")
+    parser.add_argument("--version", action="version", version=f"taylorseer-trt {taylorseer.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    for name in _COMMANDS:
+        module = importlib.import_module(f"taylorseer.commands.{name}")
+        command = commands.add_parser(name, help=module.SUMMARY, description=module.SUMMARY)
+        module.add_options(command)
+        command.set_defaults(run=module.run)
+    return _run(parser, arguments)
+
+
+def build_engines_main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``build-engines``, the same as ``taylorseer build``."""
+    from taylorseer.commands import build
+
+    parser = _Parser(prog="build-engines", description=build.SUMMARY)
+    build.add_options(parser)
+    parser.set_defaults(run=build.run)
+    return _run(parser, arguments)
+
+
+def _run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> int:
+    options = parser.parse_args(arguments)
+    # A killed build cleans up as an interrupted one does.
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return int(options.run(options))
+    except TaylorSeerError as error:
+        print(f"error: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("error: Interrupted; nothing was written. Run the same command to start again.", file=sys.stderr)
+    except BrokenPipeError:
+        sys.stderr.close()
+    return 1
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""``build-engines``: from a model's name to a bundle with engines."""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import sys
+from typing import TYPE_CHECKING, Any
+
+from taylorseer.bundle import Bundle, draft_bundle
+from taylorseer.commands.options import add_cache_options, add_json_option, cache_config
+from taylorseer.commands.progress import progress_bar
+from taylorseer.config import PRESETS
+from taylorseer.errors import BackendError, DependencyError, ModelError
+
+if TYPE_CHECKING:
+    from taylorseer.exporter.workflow import ExportRequest
+
+__all__ = ["add_options", "run"]
+
+SUMMARY = "export a diffusion transformer, split it and build engines"
+
+_SIZES = ("height", "width", "frames", "text_length")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.add_argument("--model", required=True, metavar="NAME", help="flux, hunyuan-video, dit, flux-emoji, ...")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--checkpoint", metavar="PATH", help="a local diffusers folder, or a hub id")
+    source.add_argument("--random-weights", action="store_true", help="random weights of the model's size")
+    source.add_argument("--graphs-only", action="store_true", help="no weights and no engines: only to inspect")
+    parser.add_argument("--backend", default="onnxruntime", metavar="NAME", help="onnxruntime (default)")
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "fp16", "bf16"), help="of weights and state")
+    parser.add_argument("--height", type=int, help="pixels")
+    parser.add_argument("--width", type=int, help="pixels")
+    parser.add_argument("--frames", type=int, help="frames of a clip")
+    parser.add_argument("--text-length", type=int, help="text tokens")
+    parser.add_argument("--batch", type=int, help="largest batch that the engines serve")
+    parser.add_argument(
+        "--state", default="auto", choices=("auto", "history", "derivatives"), help="what is remembered"
+    )
+    parser.add_argument("--output", metavar="DIR", help="the bundle's folder (default: bundles/NAME)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the bundle that is there")
+    add_cache_options(parser)
+    add_json_option(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Build the bundle and say what is in it."""
+    request = _request(options)
+    output = pathlib.Path(options.output or pathlib.Path("bundles") / options.model)
+    with progress_bar("building", quiet=options.json) as bar:
+        bundle = _build(request, output, options, bar.update)
+    _report(bundle, options)
+    return 0
+
+
+def _request(options: argparse.Namespace) -> "ExportRequest":
+    """Check everything that can be checked before the long work starts."""
+    if options.backend != "onnxruntime":
+        raise BackendError(f"There is no backend {options.backend!r} in this version; use --backend onnxruntime.")
+    try:
+        from taylorseer.exporter.checkpoints import find_checkpoint
+        from taylorseer.exporter.families import load_model
+        from taylorseer.exporter.workflow import ExportRequest
+    except ImportError as error:
+        raise DependencyError(
+            f"Exporting needs {error.name}: `pip install 'taylorseer-trt[export,onnxruntime]'`."
+        ) from error
+    model = load_model(options.model)
+    given = {name: getattr(options, name) for name in _SIZES if getattr(options, name) is not None}
+    if options.batch is not None:
+        given["max_batch"] = options.batch
+    for name, value in given.items():
+        if value < 1:
+            raise ModelError(f"--{name.replace('_', '-').replace('max-', '')} {value} is no size: give 1 or more.")
+    cache = cache_config(options, PRESETS[model.preset])
+    cache.schedule()
+    weightless = options.random_weights or options.graphs_only
+    return ExportRequest(
+        model=model,
+        sizes=dataclasses.replace(model.sizes, **given),
+        precision=options.precision,
+        layout="history" if options.state == "auto" else options.state,
+        cache=cache,
+        checkpoint=None if weightless else find_checkpoint(model, options.checkpoint),
+        graphs_only=options.graphs_only,
+    )
+
+
+def _build(request: "ExportRequest", output: pathlib.Path, options: argparse.Namespace, progress: Any) -> Bundle:
+    from taylorseer.engines.onnxruntime_builder import build_onnxruntime
+    from taylorseer.exporter.workflow import export
+
+    with draft_bundle(output, overwrite=options.overwrite) as draft:
+        manifest = export(request, draft, lambda what, fraction: progress(what, 0.9 * fraction))
+        if not request.graphs_only:
+            progress("proving the engines", 0.92)
+            manifest = dataclasses.replace(manifest, engine=build_onnxruntime(draft.folder, manifest))
+        return draft.commit(manifest)
+
+
+def _report(bundle: Bundle, options: argparse.Namespace) -> None:
+    manifest = bundle.manifest
+    facts = {
+        "bundle": str(bundle.folder),
+        "model": manifest.model,
+        "backend": manifest.engine.backend,
+        "precision": manifest.precision,
+        "state": manifest.layout,
+        "order": manifest.order,
+        "features": len(manifest.features),
+        "bytes": sum(file.bytes for file in manifest.files.values()),
+    }
+    if options.json:
+        json.dump(facts, sys.stdout, indent=1)
+        print()
+        return
+    why = " (auto: the layout that serves every schedule)" if options.state == "auto" else ""
+    print(f"{bundle.folder}: {manifest.model}, {manifest.precision}, {manifest.engine.backend}")
+    print(f"  state {manifest.layout}{why}, order {manifest.order}, {len(manifest.features)} live features")
+    print(f"  {len(manifest.dead_features)} features dead at a forecast step; {facts['bytes'] / 1e6:.1f} MB on disk")

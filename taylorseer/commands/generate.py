@@ -1,0 +1,94 @@
+"""``taylorseer generate``: prompts to a picture."""
+
+import argparse
+import pathlib
+import statistics
+
+from taylorseer.bundle import open_bundle
+from taylorseer.commands.options import add_cache_options, cache_config
+from taylorseer.commands.progress import progress_bar
+from taylorseer.config import CacheConfig
+from taylorseer.errors import DependencyError, InputError, OutputError
+
+__all__ = ["add_options", "run"]
+
+SUMMARY = "make images from prompts"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.add_argument("bundle", help="the bundle's folder")
+    parser.add_argument("--prompt", action="append", metavar="TEXT", help="words, or a class number; may be repeated")
+    parser.add_argument("--conditions", metavar="FILE.npz", help="the model's condition inputs, instead of a prompt")
+    parser.add_argument("--seed", type=int, default=0, help="of the first image; the next ones count up")
+    parser.add_argument("--guidance", type=float, help="default: the model's own")
+    parser.add_argument("--every-step-full", action="store_true", help="without forecasts, for comparison")
+    parser.add_argument("--output", default="out/image.png", metavar="FILE", help="a .png; a .npy for latents")
+    parser.add_argument("--scale", type=int, default=8, help="enlarge small images this many times")
+    add_cache_options(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Generate one image per prompt into one picture."""
+    if (options.prompt is None) == (options.conditions is None):
+        raise InputError("Give either --prompt (once or more) or --conditions.")
+    if options.scale < 1:
+        raise InputError(f"--scale {options.scale} is no enlargement: give 1 or more.")
+    bundle = open_bundle(options.bundle)
+    config = cache_config(options, CacheConfig.from_json(bundle.manifest.cache))
+    try:
+        from taylorseer.runtime.generation import Generated, Generator
+    except ImportError as error:
+        raise DependencyError(f"This needs {error.name}: `pip install 'taylorseer-trt[onnxruntime]'`.") from error
+    generator = Generator(bundle)
+    prompts = options.prompt or [_load_conditions(options.conditions)]
+    made: list[Generated] = []
+    with progress_bar("denoising") as bar:
+        for number, prompt in enumerate(prompts):
+
+            def show(step: int, full: bool, number: int = number) -> None:
+                done = (number + (step + 1) / config.steps) / len(prompts)
+                bar.update("full step" if full else "forecast step", done)
+
+            made.append(
+                generator.generate(
+                    prompt,
+                    seed=options.seed + number,
+                    cache=config,
+                    guidance=options.guidance,
+                    every_step_full=options.every_step_full,
+                    on_step=show,
+                )
+            )
+    _save(made, options)
+    seconds = [image.result.step_seconds.sum() for image in made]
+    full = int(made[0].result.full_steps.sum())
+    print(f"{options.output}: {len(made)} images, {statistics.median(seconds):.2f} s each, {full} of {config.steps} steps full")
+    return 0
+
+
+def _load_conditions(path: str) -> dict[str, object]:
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as .npz: {error}.") from error
+
+
+def _save(made: list, options: argparse.Namespace) -> None:  # type: ignore[type-arg]
+    """Write a picture of all images, or their latents where the model has no decoder here."""
+    import numpy as np
+
+    from taylorseer.runtime.pictures import grid, save_png
+
+    path = pathlib.Path(options.output)
+    if path.suffix == ".npy":
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, np.concatenate([image.latent for image in made]))
+        return
+    if made[0].image is None:
+        raise OutputError("This model's latents need its own decoder: give --output FILE.npy to keep the latents.")
+    images = [frame for item in made for frame in (item.image if item.image.ndim == 4 else [item.image])]
+    save_png(grid(images, scale=options.scale), path)

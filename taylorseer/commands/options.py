@@ -1,0 +1,55 @@
+"""Options that several commands share."""
+
+import argparse
+from typing import Any
+
+from taylorseer.config import PRESETS, CacheConfig
+from taylorseer.errors import ScheduleError
+from taylorseer.predictor import PREDICTORS
+
+__all__ = ["add_cache_options", "add_json_option", "cache_config"]
+
+_FIELDS = ("steps", "interval", "order", "warmup_steps", "cooldown_steps", "predictor", "full_steps")
+
+
+def add_cache_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--preset`` and the fields of :class:`CacheConfig` that override it."""
+    group = parser.add_argument_group("cache schedule", "fields given here override those of the preset")
+    group.add_argument("--preset", metavar="NAME", help=f"published settings: {', '.join(PRESETS)}")
+    group.add_argument("--steps", type=int, help="number of denoising steps")
+    group.add_argument("--interval", type=int, help="one step of every N is full")
+    group.add_argument("--order", type=int, help="highest derivative of a forecast")
+    group.add_argument("--warmup-steps", type=int, help="this many first steps are full")
+    group.add_argument("--cooldown-steps", type=int, help="this many last steps are full")
+    group.add_argument("--predictor", metavar="NAME", help=f"how features are forecast: {', '.join(PREDICTORS)}")
+    group.add_argument("--full-steps", metavar="0,1,2,...", help="the full steps one by one, instead of the interval")
+
+
+def add_json_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--json``: the result as one JSON object on standard output and nothing else there."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+
+
+def cache_config(options: argparse.Namespace, default: CacheConfig) -> CacheConfig:
+    """Return the configuration that the options ask for.
+
+    Args:
+        options: parsed options of :func:`add_cache_options`.
+        default: what holds where neither a preset nor a field was given.
+
+    Raises:
+        ScheduleError: an unknown preset or predictor, or values that make no schedule.
+    """
+    given: dict[str, Any] = {name: getattr(options, name) for name in _FIELDS}
+    if given["full_steps"] is not None:
+        given["full_steps"] = _step_list(given["full_steps"])
+    if options.preset is not None:
+        return CacheConfig.from_preset(options.preset, **given)
+    return CacheConfig.from_json(default.to_json() | {name: value for name, value in given.items() if value is not None})
+
+
+def _step_list(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ScheduleError(f"--full-steps takes step numbers such as 0,1,2,8, not {text!r}.") from error

@@ -1,0 +1,148 @@
+"""``taylorseer verify``: schedules and weights against what is known, graphs against torch where it is installed."""
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taylorseer.bundle import Bundle, open_bundle
+from taylorseer.commands.options import add_json_option
+from taylorseer.commands.progress import progress_bar
+from taylorseer.config import PRESETS, CacheConfig
+
+if TYPE_CHECKING:
+    from taylorseer.runtime.session import Session
+
+__all__ = ["Check", "add_options", "run"]
+
+Latent = NDArray[np.float32]
+
+SUMMARY = "check a bundle: digests, golden schedules, linear series, and graphs against torch"
+
+_GOLDEN = {
+    "flux": (0, 1, 2, 8, 14, 20, 26, 32, 38, 44),
+    "hunyuan-video": tuple(range(0, 50, 5)),
+    "dit": (0, *range(1, 50, 4)),
+    "wan": tuple(range(0, 50, 5)),
+    "hidream": tuple(range(0, 50, 4)),
+    "diffusers": (0, 1, 2, *range(4, 50, 5)),
+}
+"""The full steps of 50 that the authors' code takes (and, for ``diffusers``, that diffusers takes)."""
+
+_LINEAR = 1e-12
+"""float64 rounding of a sum whose |weights| add up to 11 at most."""
+
+_PARITY = {"fp32": (1e-4, 1e-3), "fp16": (2e-3, 2e-2), "bf16": (1e-2, 1e-1)}
+"""Relative error allowed for one graph and for a whole loop: rounding of the dtype, fed back through 50 steps."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One thing that was checked."""
+
+    name: str
+    passed: bool | None
+    """None: not checked, for the reason in ``detail``."""
+    detail: str
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.add_argument("bundle", help="the bundle's folder")
+    parser.add_argument("--seed", type=int, default=0, help="of the random request that graphs are compared on")
+    add_json_option(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run every check; exit code 1 if one fails."""
+    bundle = open_bundle(options.bundle)
+    checks = [Check("digests", True, f"{len(bundle.manifest.files)} files match the manifest")]
+    checks += [_golden_schedules(), _linear_series(bundle)]
+    with progress_bar("comparing with torch", quiet=options.json) as bar:
+        for check in _parity(bundle, options.seed, bar.update):
+            checks.append(check)
+    if options.json:
+        json.dump({"checks": [dataclasses.asdict(check) for check in checks]}, sys.stdout, indent=1)
+        print()
+    else:
+        for check in checks:
+            word = {True: "ok", False: "FAILED", None: "not run"}[check.passed]
+            print(f"{word:8} {check.name}: {check.detail}")
+    return 1 if any(check.passed is False for check in checks) else 0
+
+
+def _golden_schedules() -> Check:
+    wrong = [name for name, steps in _GOLDEN.items() if PRESETS[name].schedule().full_steps != steps]
+    return Check("golden schedules", not wrong, ", ".join(wrong) or f"{len(_GOLDEN)} presets at 50 steps")
+
+
+def _linear_series(bundle: Bundle) -> Check:
+    """A feature linear in s is forecast exactly once a difference is known (order 1 or more)."""
+    config = CacheConfig.from_json(bundle.manifest.cache)
+    schedule = config.schedule()
+    if config.order == 0 or config.predictor == "reuse":
+        return Check("linear series", None, "order 0 reuses the last feature and is exact on constants only")
+    worst, count = 0.0, 0
+    for step, row in config.weights().items():
+        if len(row) > 1:
+            value = sum(weight * (3.0 + 2.0 * source) for source, weight in row.items())
+            worst, count = max(worst, abs(value / (3.0 + 2.0 * step) - 1)), count + 1
+    detail = f"{count} of {len(schedule.forecast_steps)} forecast steps extrapolate; relative error {worst:.1e}"
+    return Check("linear series", worst <= _LINEAR, detail)
+
+
+def _parity(bundle: Bundle, seed: int, progress: Callable[[str, float], None]) -> Iterator[Check]:
+    """The graphs on the loop's own inputs, then the whole loop with feedback, both against torch."""
+    for library in ("torch", "diffusers", "onnxruntime"):
+        if importlib.util.find_spec(library) is None:
+            yield Check("parity with torch", None, f"{library} is not installed")
+            return
+    if bundle.manifest.weights == "none":
+        yield Check("parity with torch", None, "the bundle has graphs only")
+        return
+    from taylorseer.exporter.parity import reference_from_bundle
+    from taylorseer.runtime.onnxruntime_backend import OnnxRuntimeBackend
+    from taylorseer.runtime.session import LoadedModel
+    from taylorseer.runtime.shadow_backend import ShadowBackend, relative_error
+
+    config = CacheConfig.from_json(bundle.manifest.cache)
+    if config.predictor != "taylor":
+        yield Check("parity with torch", None, f"the official recurrence is taylor, this bundle has {config.predictor}")
+        return
+    progress("building the torch reference", 0.0)
+    reference = reference_from_bundle(bundle, config)
+    backend = OnnxRuntimeBackend(bundle)
+    shadow = ShadowBackend(backend, bundle.manifest, reference.predict)
+    with_torch = _loop(LoadedModel(bundle.manifest, shadow).session(), config, seed, progress)
+    graph_limit, loop_limit = _PARITY[bundle.manifest.precision]
+    for kind in ("full", "forecast"):
+        worst = max(error for graph, error in shadow.errors if graph == kind)
+        yield Check(f"{kind} graph", worst <= graph_limit, f"relative error {worst:.1e}, at most {graph_limit:.0e}")
+    ours = _loop(LoadedModel(bundle.manifest, backend).session(), config, seed, progress)
+    error = relative_error(ours, with_torch)
+    yield Check(
+        f"loop of {config.steps} steps", error <= loop_limit, f"relative error {error:.1e}, at most {loop_limit:.0e}"
+    )
+
+
+def _loop(session: "Session", config: CacheConfig, seed: int, progress: Callable[[str, float], None]) -> Latent:
+    """Denoise random noise under random conditions; return the final latent."""
+    from taylorseer.runtime.generation import random_conditions, sampler_for
+    from taylorseer.runtime.latents import initial_noise
+
+    pipeline = session.manifest.pipeline
+    result = session.denoise(
+        initial_noise(session.latent_shape, seed),
+        random_conditions(session.manifest, seed),
+        sampler=sampler_for(session, config.steps),
+        cache=config,
+        guidance=pipeline.guidance,
+        on_step=lambda step, full: progress("comparing with torch", (step + 1) / config.steps),
+    )
+    return result.latent
