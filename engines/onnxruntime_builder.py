@@ -35,9 +35,7 @@ def build_onnxruntime(folder: pathlib.Path, manifest: Manifest, provider: str = 
     return EngineSpec(backend="onnxruntime", version=onnxruntime.__version__, provider=provider)
 
 
-def _prove(
-    onnxruntime: Any, path: pathlib.Path, kind: str, graph: GraphSpec, provider: str, precision: str
-) -> None:
+def _prove(onnxruntime: Any, path: pathlib.Path, kind: str, graph: GraphSpec, provider: str, precision: str) -> None:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     try:

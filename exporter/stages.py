@@ -8,7 +8,6 @@ that no longer reach the prediction.
 import dataclasses
 from collections.abc import Sequence
 
-import numpy as np
 import onnx_ir as ir
 
 from taylorseer.errors import GraphError
@@ -68,11 +67,11 @@ def split_stages(
         drop_unused(forecast)
         for placeholder in placeholders:
             placeholder.narrow()
+        _refuse_computed_blocks(forecast)
     named = {str(feature.value.name): feature.name for feature in features}
     living = [p for p in placeholders if keep_dead or p.value.uses()]
     live = tuple(p.live_feature(named[p.source]) for p in living)
     dead = tuple(feature.name for feature in features if feature.name not in {item.name for item in live})
-    _refuse_computed_blocks(forecast)
     for placeholder, item in zip(living, live, strict=True):
         _sum_of_state(forecast.graph, placeholder.value, item, order + 1)
     _finish_inputs(forecast, order + 1)
@@ -199,9 +198,7 @@ def _yield_state(
 ) -> None:
     scales = None
     if layout == "derivatives" and order > 0:
-        scales = ir.Value(
-            name="difference_scales", shape=ir.Shape([order]), type=ir.TensorType(ir.DataType.FLOAT)
-        )
+        scales = ir.Value(name="difference_scales", shape=ir.Shape([order]), type=ir.TensorType(ir.DataType.FLOAT))
         graph.inputs.append(scales)
     for value, feature in zip(values, live, strict=True):
         current = value if feature.rows is None else slice_rows(value, 1, *feature.rows, graph, None)

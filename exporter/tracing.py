@@ -34,7 +34,7 @@ _TRACED_BATCH = 2
 """Any size but 0 and 1, which torch.export would take for constants."""
 
 
-class TransformerCall(torch.nn.Module):
+class TransformerCall(torch.nn.Module):  # type: ignore[misc]  # torch is untyped here
     """The transformer as a function of positional float32 tensors, returning its prediction in float32."""
 
     def __init__(
@@ -147,7 +147,7 @@ def _drop_fake_data(model: ir.Model) -> None:
     """Parameters lose their fake tensors: reading one by mistake fails at once instead of giving garbage."""
     for value in model.graph.initializers.values():
         raw = getattr(value.const_value, "raw", None)
-        if isinstance(raw, torch._subclasses.FakeTensor) or isinstance(raw, torch.nn.Parameter):
+        if isinstance(raw, torch._subclasses.FakeTensor | torch.nn.Parameter):
             value.const_value = None
 
 

@@ -58,16 +58,16 @@ class CheckpointWeights:
         self.origin = f"checkpoint:{self.folder.name}"
         self.config = self._load_json("config.json")
         self._files = self._locate()
-        self._open = {path: safetensors.safe_open(path, "pt") for path in sorted(set(self._files.values()))}
+        self._open: dict[pathlib.Path, Any] = {path: safetensors.safe_open(path, "pt") for path in sorted(set(self._files.values()))}
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """Return the parameter's shape [...], or None."""
         path = self._files.get(name)
-        return None if path is None else tuple(self._open[path].get_slice(name).get_shape())
+        return None if path is None else tuple(self._open[path].get_slice(name).get_shape())  # type: ignore[no-untyped-call]
 
     def read(self, name: str, dtype: torch.dtype) -> torch.Tensor:
         """Return the parameter, converted to ``dtype``."""
-        tensor: torch.Tensor = self._open[self._files[name]].get_tensor(name)
+        tensor: torch.Tensor = self._open[self._files[name]].get_tensor(name)  # type: ignore[no-untyped-call]
         return tensor.to(dtype).contiguous()
 
     def _load_json(self, name: str) -> dict[str, Any]:
@@ -85,7 +85,7 @@ class CheckpointWeights:
         try:
             if (self.folder / _SINGLE).is_file():
                 with safetensors.safe_open(self.folder / _SINGLE, "pt") as file:
-                    return {name: self.folder / _SINGLE for name in file.keys()}
+                    return dict.fromkeys(file.keys(), self.folder / _SINGLE)
             if (self.folder / _INDEX).is_file():
                 shards = self._load_json(_INDEX)["weight_map"]
                 return {name: self.folder / shard for name, shard in shards.items()}
@@ -147,9 +147,7 @@ def _reader(source: WeightSource, name: str, dtype: torch.dtype) -> Callable[[],
     return lambda: TorchTensor(source.read(name, dtype), name=name)
 
 
-def store_weights(
-    model: ir.Model, folder: pathlib.Path, progress: Callable[[int, int], None] | None = None
-) -> None:
+def store_weights(model: ir.Model, folder: pathlib.Path, progress: Callable[[int, int], None] | None = None) -> None:
     """Write every lazy initializer once to ``folder/weights.data`` and refer to it there.
 
     Args:

@@ -1,7 +1,6 @@
 """``export()``: from a model's name to the two graphs of a bundle, as one flat function."""
 
 import dataclasses
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -191,9 +190,7 @@ def _tensor_spec(value: ir.Value, roles: Mapping[str, Role]) -> TensorSpec:
 
 
 def _feature_spec(feature: LiveFeature) -> FeatureSpec:
-    return FeatureSpec(
-        name=feature.name, shape=feature.shape, dtype=feature.dtype.numpy().name, rows=feature.rows
-    )
+    return FeatureSpec(name=feature.name, shape=feature.shape, dtype=feature.dtype.numpy().name, rows=feature.rows)
 
 
 def _manifest(request: ExportRequest, stages: Stages, graphs: dict[str, GraphSpec]) -> Manifest:

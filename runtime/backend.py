@@ -12,9 +12,17 @@ __all__ = ["Backend", "Buffer", "Call", "Engine"]
 class Buffer(Protocol):
     """A tensor in the backend's memory, allocated once and never moved."""
 
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    nbytes: int
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of the tensor."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Element type."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes."""
 
     @property
     def host(self) -> NDArray[Any]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from taylorseer.bundle import Bundle
 from taylorseer.config import CacheConfig
-from taylorseer.errors import InputError, PromptError
+from taylorseer.errors import PromptError
 from taylorseer.manifest import Manifest
 from taylorseer.runtime.latents import initial_noise, to_pixels, unpack
 from taylorseer.runtime.onnxruntime_backend import OnnxRuntimeBackend
@@ -109,7 +109,7 @@ class Generator:
     def _class_labels(self, prompt: str) -> NDArray[np.int64]:
         """The class, and the null class for the unconditional half, which is the one after the last."""
         classes = int(self.manifest.config["num_embeds_ada_norm"])
-        if not prompt.isdigit() or int(prompt) >= classes:
+        if not (prompt.isascii() and prompt.isdigit()) or int(prompt) >= classes:
             raise PromptError(f"{self.manifest.model} takes a class number from 0 to {classes - 1}, not {prompt!r}.")
         return np.array([int(prompt), classes], np.int64)
 
@@ -118,12 +118,11 @@ class Generator:
         if pipeline.decoder == "none":
             return None
         if pipeline.latent == "packed":
-            return to_pixels(unpack(latent, sizes["height"], sizes["width"]))[0]
+            latent = unpack(latent, sizes["height"], sizes["width"])
         if latent.ndim == 5:
             return to_pixels(np.ascontiguousarray(latent[0].transpose(1, 0, 2, 3)))
-        if latent.ndim != 4:
-            raise InputError(f"A latent of shape {list(latent.shape)} is no image.")
-        return to_pixels(latent)[0]
+        image: NDArray[np.uint8] = to_pixels(latent)[0]
+        return image
 
 
 def sampler_for(session: Session, steps: int) -> Sampler:

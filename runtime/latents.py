@@ -75,9 +75,7 @@ def initial_noise(shape: Sequence[int], seed: int | Sequence[int]) -> NDArray[np
     """
     seeds = list(range(seed, seed + shape[0])) if isinstance(seed, int) else list(seed)
     if len(seeds) != shape[0]:
-        raise InputError(
-            f"{len(seeds)} seeds were given for {shape[0]} images. Give one for each, or just one."
-        )
+        raise InputError(f"{len(seeds)} seeds were given for {shape[0]} images. Give one for each, or just one.")
     if min(seeds, default=0) < 0:
         raise InputError(f"seed {min(seeds)} is negative. Give whole numbers from 0.")
     noise = np.empty(shape, np.float32)

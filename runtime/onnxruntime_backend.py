@@ -13,6 +13,9 @@ from taylorseer.runtime.backend import Buffer, Call, Engine
 
 __all__ = ["HostBuffer", "OnnxRuntimeBackend"]
 
+_DISABLED = ["SkipLayerNormFusion"]
+"""The fused kernel is a scalar loop on the CPU, and slower than the whole rest of a forecast step."""
+
 
 @dataclasses.dataclass(frozen=True)
 class HostBuffer:
@@ -66,8 +69,6 @@ class OnnxRuntimeBackend:
         self._options = onnxruntime.SessionOptions()
         self._options.intra_op_num_threads = threads
         self._options.log_severity_level = 3
-        # The threads of one session would spin while the other session works on the same cores.
-        self._options.add_session_config_entry("session.intra_op.allow_spinning", "1")
 
     def load(self, kind: str) -> Engine:
         """Return the engine of the graph ``full`` or ``forecast``.
@@ -77,7 +78,9 @@ class OnnxRuntimeBackend:
         """
         path = self._bundle.path(self._bundle.manifest.graphs[kind].file)
         try:
-            session = self._ort.InferenceSession(path, self._options, providers=["CPUExecutionProvider"])
+            session = self._ort.InferenceSession(
+                path, self._options, providers=["CPUExecutionProvider"], disabled_optimizers=_DISABLED
+            )
         except Exception as error:  # ONNX Runtime's exceptions share no public base class
             raise BackendError(
                 f"ONNX Runtime {self._ort.__version__} cannot load the {kind} graph {str(path)!r}: {error}"
@@ -108,8 +111,15 @@ class _OnnxRuntimeCall:
         self._session, self._binding, self._buffers = session, binding, buffers
 
     def run(self) -> None:
-        """Execute the graph on its buffers."""
-        self._session.run_with_iobinding(self._binding)
+        """Execute the graph on its buffers.
+
+        Raises:
+            BackendError: ONNX Runtime stopped at an input's value, such as an index that a table does not have.
+        """
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:  # ONNX Runtime's exceptions share no public base class
+            raise BackendError(f"ONNX Runtime stopped: {error} -- check the values of the condition inputs.") from error
 
 
 def _placement(buffer: Buffer) -> tuple[str, int, Any, tuple[int, ...], int]:

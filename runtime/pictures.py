@@ -107,9 +107,7 @@ def save_png(image: Image.Image | Picture, path: Path, *, text: Mapping[str, str
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         advice = "Free some space" if full else "Check that the folder exists and may be written"
         reason = error.strerror or error
-        raise OutputError(
-            f"{path} cannot be written: {reason}. {advice}, or choose another folder."
-        ) from error
+        raise OutputError(f"{path} cannot be written: {reason}. {advice}, or choose another folder.") from error
 
 
 def _write_whole(path: Path, content: bytes) -> None:

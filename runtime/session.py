@@ -205,7 +205,7 @@ class Session:
         return state
 
     def _bind_full(self, variant: int) -> Call:
-        """History: features are written to slot ``variant``.  Derivatives: set ``variant`` is written, the other read."""
+        """History: slot ``variant`` is written.  Derivatives: set ``variant`` is written, the other one read."""
         tensors = dict(self._shared)
         for spec in self._specs("full"):
             if spec.role == "feature":

@@ -46,13 +46,14 @@ def plan_steps(config: CacheConfig, layout: Layout, slots: int, *, baseline: boo
         ScheduleError: the config needs a higher order than ``slots`` allow, or a predictor that the layout lacks.
     """
     if baseline:
-        schedule = CacheSchedule.every_step_full(config.steps)
+        # Nothing is forecast, so order and predictor of the config have no say, whether or not the bundle has them.
+        schedule, config = CacheSchedule.every_step_full(config.steps), CacheConfig(steps=config.steps, order=0)
     else:
         schedule = config.schedule()
         if config.order >= slots:
             raise ScheduleError(
-                f"Order {config.order} needs {config.order + 1} remembered tensors per feature, this bundle has {slots}: "
-                f"use order {slots - 1}, or build with --order {config.order}."
+                f"Order {config.order} needs {config.order + 1} remembered tensors per feature, this bundle has "
+                f"{slots}: use order {slots - 1}, or build with --order {config.order}."
             )
     plan = _history if layout == "history" else _derivatives
     return plan(schedule, config, slots)

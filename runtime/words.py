@@ -153,9 +153,7 @@ def _read_tables(path: Path) -> dict[str, Floats]:
         raise _unreadable(path, error) from error
     found = {name: str(table.dtype) for name, table in tables.items()}
     if any(found.get(name) not in ("float16", "float32") for name in ("tokens", "pooled")):
-        raise BundleError(
-            f"word table: {path} needs 'tokens' and 'pooled', fp16 or fp32; has {found}. {_AGAIN}"
-        )
+        raise BundleError(f"word table: {path} needs 'tokens' and 'pooled', fp16 or fp32; has {found}. {_AGAIN}")
     return {name: tables[name].astype(np.float32) for name in ("tokens", "pooled")}
 
 

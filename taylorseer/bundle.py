@@ -6,7 +6,9 @@ A bundle is a folder with ``manifest.json``, ONNX graphs, the weights beside the
 import contextlib
 import dataclasses
 import errno
+import glob
 import hashlib
+import json
 import os
 import pathlib
 import shutil
@@ -15,7 +17,7 @@ from collections.abc import Iterator
 from taylorseer.errors import BundleError, OutputError
 from taylorseer.manifest import FileSpec, Manifest, manifest_from_json, manifest_to_json
 
-__all__ = ["MANIFEST_NAME", "Bundle", "BundleDraft", "draft_bundle", "open_bundle", "require_space"]
+__all__ = ["MANIFEST_NAME", "Bundle", "BundleDraft", "check_target", "draft_bundle", "open_bundle", "require_space"]
 
 MANIFEST_NAME = "manifest.json"
 
@@ -94,8 +96,11 @@ def _check_file(folder: pathlib.Path, name: str, spec: FileSpec, *, check_digest
 
 
 def _sha256(path: pathlib.Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error}.") from error
 
 
 class BundleDraft:
@@ -127,6 +132,20 @@ class BundleDraft:
         return Bundle(self._target, manifest)
 
 
+def check_target(target: str | os.PathLike[str], *, overwrite: bool = False) -> pathlib.Path:
+    """Return ``target`` as an absolute path where a bundle may be put.
+
+    Raises:
+        OutputError: ``target`` exists and ``overwrite`` was not asked, or it is no bundle.
+    """
+    path = pathlib.Path(os.path.abspath(target))
+    if path.exists() and not overwrite:
+        raise OutputError(f"The output folder {str(path)!r} exists: give another --output, or --overwrite.")
+    if path.exists() and not _is_bundle(path):
+        raise OutputError(f"{str(path)!r} exists and is no bundle, so it is not overwritten: give another --output.")
+    return path
+
+
 @contextlib.contextmanager
 def draft_bundle(target: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[BundleDraft]:
     """Yield a draft for the bundle ``target``; without a commit nothing remains of it.
@@ -134,11 +153,7 @@ def draft_bundle(target: str | os.PathLike[str], *, overwrite: bool = False) -> 
     Raises:
         OutputError: ``target`` exists (and ``overwrite`` was not asked), cannot be written, or the disk is full.
     """
-    target = pathlib.Path(os.path.abspath(target))
-    if target.exists() and not overwrite:
-        raise OutputError(f"The output folder {str(target)!r} exists: give another --output, or --overwrite.")
-    if target.exists() and not (target / MANIFEST_NAME).is_file():
-        raise OutputError(f"{str(target)!r} exists and is no bundle, so it is not overwritten: give another --output.")
+    target = check_target(target, overwrite=overwrite)
     folder = target.parent / f".{target.name}.partial-{os.getpid()}"
     try:
         _remove_abandoned(target)
@@ -175,10 +190,20 @@ def _output_error(error: OSError, target: pathlib.Path) -> OutputError:
 
 def _remove_abandoned(target: pathlib.Path) -> None:
     """Delete drafts of ``target`` whose process is gone (killed builds)."""
-    for path in target.parent.glob(f".{target.name}.partial-*"):
-        pid = path.name.rpartition("-")[2]
-        if pid.isdigit() and (int(pid) == os.getpid() or not _alive(int(pid))):
+    for path in target.parent.glob(f".{glob.escape(target.name)}.partial-*"):
+        # A build that was killed while it replaced a bundle leaves the bundle it replaced, marked .old.
+        pid = path.name.removesuffix(".old").rpartition("-")[2]
+        if pid.isdecimal() and (int(pid) == os.getpid() or not _alive(int(pid))):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_bundle(folder: pathlib.Path) -> bool:
+    """Whether ``folder`` holds a bundle, of whatever format; other programs' folders have a manifest.json too."""
+    try:
+        manifest = json.loads((folder / MANIFEST_NAME).read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(manifest, dict) and "format_version" in manifest
 
 
 def _alive(pid: int) -> bool:
@@ -197,8 +222,8 @@ def _replace_folder(source: pathlib.Path, target: pathlib.Path) -> None:
         os.rename(target, retired)
     try:
         os.rename(source, target)
-    except OSError:
-        if retired.exists():
+    except BaseException:  # an interruption too
+        if retired.exists() and not target.exists():
             os.rename(retired, target)
         raise
     shutil.rmtree(retired, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The commands ``taylorseer`` and ``build-engines``: parses, dispatches, and prints users' mistakes without traceback."""
+"""The commands ``taylorseer`` and ``build-engines``: parse, dispatch, and print users' mistakes without traceback."""
 
 import argparse
 import importlib

@@ -85,9 +85,7 @@ class CacheConfig:
         Raises :class:`ScheduleError` for a key that is no field and for a value of the wrong type or range.
         """
         if not isinstance(mapping, Mapping):
-            raise ScheduleError(
-                f"A cache config is an object of fields, but this is {mapping!r}; write {{...}}."
-            )
+            raise ScheduleError(f"A cache config is an object of fields, but this is {mapping!r}; write {{...}}.")
         values: dict[str, Any] = dict(mapping)
         known = [field.name for field in dataclasses.fields(cls)]
         for key in values:

@@ -187,7 +187,31 @@ def manifest_from_json(text: str) -> Manifest:
         )
     if version != FORMAT_VERSION:
         raise BundleError(f"The manifest has format {version!r}, not {FORMAT_VERSION}; build the bundle again.")
-    return _decode(Manifest, data, "manifest")
+    manifest = _decode(Manifest, data, "manifest")
+    _check_parts(manifest)
+    return manifest
+
+
+def _check_parts(manifest: Manifest) -> None:
+    """Refuse a manifest whose parts do not belong together, which every reader would otherwise stumble over later."""
+    if set(manifest.graphs) != {"full", "forecast"}:
+        raise BundleError(f"manifest.graphs: found {sorted(manifest.graphs)}, not full and forecast; {_AGAIN}.")
+    for size in ("height", "width", "frames", "text_length", "max_batch"):
+        if size not in manifest.sizes:
+            raise BundleError(f"manifest.sizes: the key {size!r} is missing; {_AGAIN}.")
+    features = {feature.name for feature in manifest.features}
+    tensors = [spec for graph in manifest.graphs.values() for spec in (*graph.inputs, *graph.outputs)]
+    for part in (*tensors, *manifest.features):
+        if part.dtype not in _DTYPES or any(isinstance(n, str) and n != "batch" for n in part.shape):
+            raise BundleError(f"manifest: {part.name!r} is {part.dtype} {list(part.shape)}, which is unknown; {_AGAIN}.")
+    for spec in tensors:
+        stateful = spec.role in ("state", "previous", "feature")
+        if stateful and (spec.feature not in features or not 0 <= (spec.index or 0) <= manifest.order):
+            raise BundleError(f"manifest: the state tensor {spec.name!r} belongs to no feature; {_AGAIN}.")
+
+
+_DTYPES = ("float32", "float16", "bfloat16", "int64")
+_AGAIN = "build the bundle again"
 
 
 _T = TypeVar("_T")

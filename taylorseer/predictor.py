@@ -31,9 +31,7 @@ PREDICTORS = ("taylor", "reuse", "newton")
 _Combination: TypeAlias = dict[int, float]
 
 
-def forecast_weights(
-    schedule: CacheSchedule, *, order: int, predictor: str = "taylor"
-) -> dict[int, dict[int, float]]:
+def forecast_weights(schedule: CacheSchedule, *, order: int, predictor: str = "taylor") -> dict[int, dict[int, float]]:
     """Return for each forecast step the non-zero float64 weight of each full step; empty for the baseline.
 
     - ``taylor``: the official recurrence (TaylorSeer, arXiv 2503.06923, and the authors' code): ``D_0 = F``,
@@ -114,9 +112,7 @@ def check_predictor(predictor: str, order: int) -> None:
     if predictor not in PREDICTORS:
         raise ScheduleError(f"There is no predictor {predictor!r}; use one of {', '.join(PREDICTORS)}.")
     if order < 0:
-        raise ScheduleError(
-            f"The order is {order}; use 0 to reuse the last feature, 1 for a linear forecast, or more."
-        )
+        raise ScheduleError(f"The order is {order}; use 0 to reuse the last feature, 1 for a linear forecast, or more.")
 
 
 def _derivatives(schedule: CacheSchedule, order: int) -> dict[int, list[_Combination]]:

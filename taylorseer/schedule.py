@@ -134,9 +134,7 @@ def modulo_schedule(
     return CacheSchedule(steps=steps, full_steps=full_steps, derivatives_from=derivatives_from)
 
 
-def mask_schedule(
-    steps: int, full: Sequence[int] | Sequence[bool], derivatives_from: int = 0
-) -> CacheSchedule:
+def mask_schedule(steps: int, full: Sequence[int] | Sequence[bool], derivatives_from: int = 0) -> CacheSchedule:
     """Full at the given steps: ``full`` holds step numbers, or one bool per step (True is full).
 
     Step numbers may come in any order; 0 and 1 are step numbers, so a mask must hold real bools (Python's or
@@ -148,18 +146,14 @@ def mask_schedule(
     full_steps = _steps_of_mask(steps, full) if _is_mask(full) else _sorted_steps(full)
     schedule = CacheSchedule(steps=steps, full_steps=full_steps, derivatives_from=derivatives_from)
     if not schedule.forecast_steps:
-        raise ScheduleError(
-            f"All {steps} steps are full, so nothing is forecast; leave some of them out. {_BASELINE}."
-        )
+        raise ScheduleError(f"All {steps} steps are full, so nothing is forecast; leave some of them out. {_BASELINE}.")
     return schedule
 
 
 def check_rule(interval: int, warmup_steps: int, cooldown_steps: int) -> None:
     """Raise :class:`ScheduleError` for an interval, warm-up or cool-down that fits no loop of any length."""
     if interval < 1:
-        raise ScheduleError(
-            f"The interval is {interval}, but it counts steps between full steps; use 2 or more."
-        )
+        raise ScheduleError(f"The interval is {interval}, but it counts steps between full steps; use 2 or more.")
     if warmup_steps < 1:
         raise ScheduleError(
             f"There are {warmup_steps} warm-up steps, but the first step must be full, for there is nothing "
@@ -173,9 +167,7 @@ def _check_loop(steps: int, interval: int, warmup_steps: int, cooldown_steps: in
     check_rule(interval, warmup_steps, cooldown_steps)
     _check_enough_steps(steps)
     if interval == 1:
-        raise ScheduleError(
-            f"Interval 1 makes every step full, so nothing is forecast; use 2 or more. {_BASELINE}."
-        )
+        raise ScheduleError(f"Interval 1 makes every step full, so nothing is forecast; use 2 or more. {_BASELINE}.")
     if warmup_steps + cooldown_steps >= steps:
         raise ScheduleError(
             f"{warmup_steps} warm-up and {cooldown_steps} cool-down steps cover all {steps} steps, so "
@@ -201,9 +193,7 @@ def _check_full_steps(steps: int, full_steps: tuple[int, ...]) -> None:
     if duplicates:
         raise ScheduleError(f"Full steps {duplicates} are given more than once; name each full step once.")
     if 0 not in full_steps:
-        raise ScheduleError(
-            "The first step is not full, and there is nothing to forecast it from; make step 0 full."
-        )
+        raise ScheduleError("The first step is not full, and there is nothing to forecast it from; make step 0 full.")
     if list(full_steps) != sorted(full_steps):
         raise ScheduleError(f"Full steps {list(full_steps)} do not ascend; sort them.")
 
@@ -215,8 +205,7 @@ def _is_mask(full: Sequence[int] | Sequence[bool]) -> bool:
 def _steps_of_mask(steps: int, mask: Sequence[int] | Sequence[bool]) -> tuple[int, ...]:
     if len(mask) != steps:
         raise ScheduleError(
-            f"The mask has {len(mask)} entries, but the loop has {steps} steps; give one True or False "
-            "for each step."
+            f"The mask has {len(mask)} entries, but the loop has {steps} steps; give one True or False for each step."
         )
     return tuple(step for step, is_full in enumerate(mask) if is_full)
 
@@ -228,6 +217,5 @@ def _sorted_steps(full: Sequence[int]) -> tuple[int, ...]:
         return tuple(sorted(operator.index(step) for step in full))
     except TypeError:
         raise ScheduleError(
-            f"The full steps {list(full)} are not all step numbers; give integers, or one True or False "
-            "for each step."
+            f"The full steps {list(full)} are not all step numbers; give integers, or one True or False for each step."
         ) from None

@@ -54,7 +54,13 @@ def state_bytes(geometry: Geometry, *, order: int, itemsize: int = 2, batch: int
 
 
 def state_bytes_of_bundle(manifest: Manifest, *, batch: int = 1) -> dict[str, int]:
-    """Return the bytes per layout for a bundle's own features and order; ``batch`` counts rows of the model."""
+    """Return the bytes per layout for a bundle's own features and order; ``batch`` counts rows of the model.
+
+    Raises:
+        ModelError: a batch below 1.
+    """
+    if batch < 1:
+        raise ModelError(f"A batch of {batch} has no state: give 1 or more.")
     itemsize = {"float32": 4, "float16": 2, "bfloat16": 2}
     one_slot = sum(
         math.prod(batch if size == "batch" else int(size) for size in feature.shape) * itemsize[feature.dtype]

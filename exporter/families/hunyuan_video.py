@@ -13,9 +13,7 @@ def _inputs(config: Config, model: NamedModel, sizes: Sizes) -> tuple[ModelInput
         ModelInput(name="hidden_states", role="latent", shape=latent),
         ModelInput(name="timestep", role="timestep", shape=("batch",)),
         ModelInput(name="encoder_hidden_states", role="condition", shape=text),
-        ModelInput(
-            name="encoder_attention_mask", role="condition", shape=("batch", sizes.text_length), dtype="int64"
-        ),
+        ModelInput(name="encoder_attention_mask", role="condition", shape=("batch", sizes.text_length), dtype="int64"),
         ModelInput(name="pooled_projections", role="condition", shape=("batch", config["pooled_projection_dim"])),
     )
     guidance = ModelInput(name="guidance", role="guidance", shape=("batch",))

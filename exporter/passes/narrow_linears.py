@@ -25,6 +25,8 @@ def narrow_linears(model: ir.Model) -> bool:
         linear = split.inputs[0].producer()
         if linear is None or not _is_linear(linear) or len(linear.outputs[0].uses()) != 1:
             continue
+        if any(value.is_graph_output() for value in (*linear.outputs, *split.outputs)):
+            continue
         used = [(output, start, stop) for output, start, stop in _parts(split) if output.uses()]
         if 0 < len(used) < len(split.outputs):
             for output, start, stop in used:

@@ -5,6 +5,7 @@ After:  ``Add(image, Mul(gate, Slice(F, rows)))``
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -37,8 +38,10 @@ def push_slices_up(model: ir.Model) -> bool:
         cut = row_slice(node)
         if cut is None:
             continue
-        replacement = _rewrite(model.graph, node, cut, pending)
+        replacement = _rewrite(_Move(model.graph, node, cut, pending))
         if replacement is not None:
+            if node.outputs[0].is_graph_output():
+                replacement = _named_output(model.graph, node, replacement)
             node.outputs[0].replace_all_uses_with(replacement, replace_graph_outputs=True)
             model.graph.remove(node, safe=True)
             changed = True
@@ -82,6 +85,15 @@ def slice_rows(source: ir.Value, axis: int, start: int, stop: int, graph: ir.Gra
     return output
 
 
+def _named_output(graph: ir.Graph, node: ir.Node, value: ir.Value) -> ir.Value:
+    """Give ``value`` the name of the graph output that ``node`` computed: callers ask for it by name."""
+    named = ir.node("Identity", [value])
+    graph.insert_before(node, named)
+    output = named.outputs[0]
+    output.shape, output.type, output.name = node.outputs[0].shape, node.outputs[0].type, node.outputs[0].name
+    return output
+
+
 def _register(graph: ir.Graph, value: int) -> ir.Value:
     name = f"taylorseer.index.{value}"
     if name not in graph.initializers:
@@ -94,70 +106,82 @@ def _constant(value: ir.Value | None) -> "np.ndarray[tuple[int], np.dtype[np.int
     return None if tensor is None else tensor.numpy().reshape(-1)
 
 
-def _rewrite(graph: ir.Graph, node: ir.Node, cut: RowSlice, pending: list[ir.Node]) -> ir.Value | None:
-    """Return a value equal to ``cut`` that slices further up, or None where the slice has to stay."""
-    shape = cut.source.shape
-    assert shape is not None
-    if (cut.start, cut.stop) == (0, shape[cut.axis]):
+@dataclasses.dataclass(frozen=True)
+class _Move:
+    """One slice that is about to move past the operator that makes its source."""
+
+    graph: ir.Graph
+    node: ir.Node
+    cut: RowSlice
+    pending: list[ir.Node]
+
+    def again(self, source: ir.Value, axis: int, start: int, stop: int) -> ir.Value:
+        """Slice ``source`` instead, and look at that slice later."""
+        value = slice_rows(source, axis, start, stop, self.graph, self.node)
+        created = value.producer()
+        assert created is not None
+        self.pending.append(created)
+        return value
+
+    def insert(self, op_type: str, inputs: list[ir.Value | None], attributes: dict[str, Any]) -> ir.Value:
+        """Insert a node that takes the place of the slice, and return its output."""
+        node = ir.node(op_type, inputs, attributes=attributes)
+        self.graph.insert_before(self.node, node)
+        output, old = node.outputs[0], self.node.outputs[0]
+        output.shape, output.type, output.name = old.shape, old.type, f"{old.name}.{op_type}"
+        return output
+
+
+def _rewrite(move: _Move) -> ir.Value | None:
+    """Return a value equal to the slice that slices further up, or None where the slice has to stay."""
+    cut = move.cut
+    assert cut.source.shape is not None
+    if (cut.start, cut.stop) == (0, cut.source.shape[cut.axis]):
         return cut.source
     producer = cut.source.producer()
     if producer is None:
         return None
-
-    def again(source: ir.Value, start: int, stop: int) -> ir.Value:
-        value = slice_rows(source, cut.axis, start, stop, graph, node)
-        created = value.producer()
-        assert created is not None
-        pending.append(created)
-        return value
-
     if producer.op_type in _ELEMENTWISE:
-        return _through_elementwise(graph, node, producer, cut, again)
-    if producer.op_type == "Concat" and producer.attributes["axis"].as_int() % len(shape) == cut.axis:
-        return _through_concat(graph, node, producer, cut, again)
-    if producer.op_type == "Slice":
-        inner = row_slice(producer)
-        if inner is not None and inner.axis == cut.axis:
-            return again(inner.source, inner.start + cut.start, inner.start + cut.stop)
+        return _through_elementwise(move, producer)
+    if producer.op_type == "Concat" and producer.attributes["axis"].as_int() % len(cut.source.shape) == cut.axis:
+        return _through_concat(move, producer)
+    inner = row_slice(producer)
+    if inner is not None and inner.axis == cut.axis:
+        return move.again(inner.source, cut.axis, inner.start + cut.start, inner.start + cut.stop)
     return None
 
 
-def _through_elementwise(graph, node, producer, cut, again):  # type: ignore[no-untyped-def]
-    rank = len(cut.source.shape)
-    inputs = []
+def _through_elementwise(move: _Move, producer: ir.Node) -> ir.Value | None:
+    """Slice every operand that has the rows; broadcast operands stay as they are."""
+    cut = move.cut
+    assert cut.source.shape is not None
+    rank, rows = len(cut.source.shape), cut.source.shape[cut.axis]
+    axes: list[int | None] = []
     for value in producer.inputs:
-        axis = None if value is None or value.shape is None else cut.axis - (rank - len(value.shape))
-        if value is None or (axis is not None and (axis < 0 or value.shape[axis] == 1)):
-            inputs.append(value)
-        elif axis == cut.axis and value.shape[axis] == cut.source.shape[axis]:
-            inputs.append(again(value, cut.start, cut.stop))
-        elif value.const_value is not None and value.const_value.size == 1:
-            inputs.append(value)
-        else:
+        if value is not None and value.shape is None:
             return None
-    copy = ir.node(producer.op_type, inputs, attributes=producer.attributes)
-    copy.metadata_props.update(producer.metadata_props)
-    graph.insert_before(node, copy)
-    output = copy.outputs[0]
-    output.shape, output.type = node.outputs[0].shape, node.outputs[0].type
-    output.name = f"{node.outputs[0].name}.{producer.op_type}"
-    return output
+        # Operands of a lower rank are broadcast from the right.
+        axis = -1 if value is None or value.shape is None else cut.axis - (rank - len(value.shape))
+        size = 1 if value is None or value.shape is None or axis < 0 else value.shape[axis]
+        if size not in (1, rows):
+            return None
+        axes.append(axis if size == rows else None)
+    inputs = [
+        value if value is None or axis is None else move.again(value, axis, cut.start, cut.stop)
+        for value, axis in zip(producer.inputs, axes, strict=True)
+    ]
+    return move.insert(producer.op_type, inputs, dict(producer.attributes))
 
 
-def _through_concat(graph, node, producer, cut, again):  # type: ignore[no-untyped-def]
-    parts, offset = [], 0
+def _through_concat(move: _Move, producer: ir.Node) -> ir.Value | None:
+    """Keep the parts that the rows lie in, and slice those that they cut."""
+    cut, parts, offset = move.cut, [], 0
     for value in producer.inputs:
-        size = value.shape[cut.axis]
-        if not isinstance(size, int):
+        size = None if value is None or value.shape is None else value.shape[cut.axis]
+        if value is None or not isinstance(size, int):
             return None
         start, stop = max(cut.start - offset, 0), min(cut.stop - offset, size)
         if start < stop:
-            parts.append(value if (start, stop) == (0, size) else again(value, start, stop))
+            parts.append(value if (start, stop) == (0, size) else move.again(value, cut.axis, start, stop))
         offset += size
-    if len(parts) == 1:
-        return parts[0]
-    joined = ir.node("Concat", parts, attributes={"axis": cut.axis})
-    graph.insert_before(node, joined)
-    joined.outputs[0].shape, joined.outputs[0].type = node.outputs[0].shape, node.outputs[0].type
-    joined.outputs[0].name = f"{node.outputs[0].name}.Concat"
-    return joined.outputs[0]
+    return parts[0] if len(parts) == 1 else move.insert("Concat", list(parts), {"axis": cut.axis})

@@ -7,7 +7,7 @@ import pathlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-from taylorseer.bundle import Bundle, draft_bundle
+from taylorseer.bundle import Bundle, check_target, draft_bundle
 from taylorseer.commands.options import add_cache_options, add_json_option, cache_config
 from taylorseer.commands.progress import progress_bar
 from taylorseer.config import PRESETS
@@ -48,8 +48,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Build the bundle and say what is in it."""
+    output = check_target(options.output or pathlib.Path("bundles") / options.model, overwrite=options.overwrite)
     request = _request(options)
-    output = pathlib.Path(options.output or pathlib.Path("bundles") / options.model)
     with progress_bar("building", quiet=options.json) as bar:
         bundle = _build(request, output, options, bar.update)
     _report(bundle, options)
@@ -103,7 +103,7 @@ def _build(request: "ExportRequest", output: pathlib.Path, options: argparse.Nam
 
 def _report(bundle: Bundle, options: argparse.Namespace) -> None:
     manifest = bundle.manifest
-    facts = {
+    facts: dict[str, Any] = {
         "bundle": str(bundle.folder),
         "model": manifest.model,
         "backend": manifest.engine.backend,

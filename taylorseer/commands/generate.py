@@ -1,10 +1,13 @@
 """``taylorseer generate``: prompts to a picture."""
 
 import argparse
+import contextlib
 import pathlib
 import statistics
+import zipfile
+import zlib
 
-from taylorseer.bundle import open_bundle
+from taylorseer.bundle import Bundle, open_bundle
 from taylorseer.commands.options import add_cache_options, cache_config
 from taylorseer.commands.progress import progress_bar
 from taylorseer.config import CacheConfig
@@ -35,6 +38,7 @@ def run(options: argparse.Namespace) -> int:
     if options.scale < 1:
         raise InputError(f"--scale {options.scale} is no enlargement: give 1 or more.")
     bundle = open_bundle(options.bundle)
+    _check_output(options.output, bundle)
     config = cache_config(options, CacheConfig.from_json(bundle.manifest.cache))
     try:
         from taylorseer.runtime.generation import Generated, Generator
@@ -63,17 +67,31 @@ def run(options: argparse.Namespace) -> int:
     _save(made, options)
     seconds = [image.result.step_seconds.sum() for image in made]
     full = int(made[0].result.full_steps.sum())
-    print(f"{options.output}: {len(made)} images, {statistics.median(seconds):.2f} s each, {full} of {config.steps} steps full")
+    print(
+        f"{options.output}: {len(made)} images, {statistics.median(seconds):.2f} s each, {full} of {config.steps} steps full"
+    )
     return 0
+
+
+def _check_output(output: str, bundle: Bundle) -> None:
+    """Refuse before the loop what could not be written after it."""
+    suffix = pathlib.Path(output).suffix.lower()
+    if suffix not in (".png", ".npy"):
+        raise OutputError(f"{output!r} is neither a picture nor latents: give --output FILE.png or FILE.npy.")
+    if suffix == ".png" and bundle.manifest.pipeline.decoder == "none":
+        raise OutputError("This model's latents need its own decoder: give --output FILE.npy to keep the latents.")
 
 
 def _load_conditions(path: str) -> dict[str, object]:
     import numpy as np
 
     try:
-        with np.load(path, allow_pickle=False) as file:
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise InputError(f"{path} holds one array without a name: save the inputs by name with np.savez.")
+        with file:
             return dict(file)
-    except (OSError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path} cannot be read as .npz: {error}.") from error
 
 
@@ -84,11 +102,25 @@ def _save(made: list, options: argparse.Namespace) -> None:  # type: ignore[type
     from taylorseer.runtime.pictures import grid, save_png
 
     path = pathlib.Path(options.output)
-    if path.suffix == ".npy":
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(path, np.concatenate([image.latent for image in made]))
+    if path.suffix.lower() == ".npy":
+        _save_latents(np.concatenate([image.latent for image in made]), path)
         return
-    if made[0].image is None:
-        raise OutputError("This model's latents need its own decoder: give --output FILE.npy to keep the latents.")
     images = [frame for item in made for frame in (item.image if item.image.ndim == 4 else [item.image])]
     save_png(grid(images, scale=options.scale), path)
+
+
+def _save_latents(latents, path: pathlib.Path) -> None:  # type: ignore[no-untyped-def]
+    """Write ``latents`` to ``path``, whole or not at all."""
+    import numpy as np
+
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            np.save(file, latents)
+        partial.replace(path)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error}. Give another --output.") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()

@@ -36,6 +36,9 @@ def run(options: argparse.Namespace) -> int:
 def _facts(bundle: Bundle) -> dict[str, Any]:
     manifest = bundle.manifest
     itemsize = {"float32": 4, "float16": 2, "bfloat16": 2}
+    # One image: both halves of classifier-free guidance are rows of the batch, and derivatives are kept twice.
+    rows = 2 if manifest.pipeline.guidance_mode == "classifier-free" else 1
+    sets = 2 if manifest.layout == "derivatives" else 1
     state = [
         {
             "name": f"state.{feature.name}.{index}",
@@ -44,7 +47,9 @@ def _facts(bundle: Bundle) -> dict[str, Any]:
             "shape": list(feature.shape),
             "dtype": feature.dtype,
             "rows": feature.rows and list(feature.rows),
-            "bytes": math.prod(1 if size == "batch" else int(size) for size in feature.shape)
+            "sets": sets,
+            "bytes": sets
+            * math.prod(rows if size == "batch" else int(size) for size in feature.shape)
             * itemsize[feature.dtype],
         }
         for feature in manifest.features
@@ -72,7 +77,7 @@ def _facts(bundle: Bundle) -> dict[str, Any]:
         "features": [feature.name for feature in manifest.features],
         "dead_features": list(manifest.dead_features),
         "state": state,
-        "state_bytes": state_bytes_of_bundle(manifest)[manifest.layout],
+        "state_bytes": state_bytes_of_bundle(manifest, batch=rows)[manifest.layout],
     }
 
 

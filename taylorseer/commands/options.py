@@ -45,7 +45,9 @@ def cache_config(options: argparse.Namespace, default: CacheConfig) -> CacheConf
         given["full_steps"] = _step_list(given["full_steps"])
     if options.preset is not None:
         return CacheConfig.from_preset(options.preset, **given)
-    return CacheConfig.from_json(default.to_json() | {name: value for name, value in given.items() if value is not None})
+    return CacheConfig.from_json(
+        default.to_json() | {name: value for name, value in given.items() if value is not None}
+    )
 
 
 def _step_list(text: str) -> list[int]:

@@ -11,6 +11,7 @@ from typing import Any
 from taylorseer.bundle import open_bundle
 from taylorseer.commands.options import add_cache_options, add_json_option, cache_config
 from taylorseer.config import PRESETS, CacheConfig
+from taylorseer.errors import InputError
 from taylorseer.predictor import largest_weight_sum
 from taylorseer.state_size import PUBLISHED, state_bytes, state_bytes_of_bundle
 
@@ -49,6 +50,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> dict[str, Any]:
+    if not 0 <= options.forecast_cost < math.inf:  # NaN too
+        raise InputError(f"--forecast-cost {options.forecast_cost} is no share of a full step: give 0 or more.")
     bundle = open_bundle(options.bundle, check_digests=False) if options.bundle else None
     default = CacheConfig.from_json(bundle.manifest.cache) if bundle else PRESETS["flux"]
     config = cache_config(options, default)
@@ -56,6 +59,8 @@ def _plan(options: argparse.Namespace) -> dict[str, Any]:
     weights = config.weights()
     step, amplification = largest_weight_sum(weights)
     forecasts = schedule.steps - len(schedule.full_steps)
+    size: Mapping[str, int] | None
+    where: str | None
     if bundle is not None:
         manifest = dataclasses.replace(bundle.manifest, order=config.order)
         size, where = state_bytes_of_bundle(manifest, batch=options.batch), str(bundle.folder)

@@ -3,7 +3,10 @@
 import contextlib
 import sys
 from collections.abc import Iterator
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import rich.progress
 
 __all__ = ["Bar", "progress_bar"]
 
@@ -21,7 +24,7 @@ class _Silent:
 
 
 class _Rich:
-    def __init__(self, progress: "rich.progress.Progress", task: "rich.progress.TaskID") -> None:  # noqa: F821
+    def __init__(self, progress: "rich.progress.Progress", task: "rich.progress.TaskID") -> None:
         self._progress, self._task = progress, task
 
     def update(self, what: str, fraction: float) -> None:
