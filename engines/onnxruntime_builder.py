@@ -8,31 +8,49 @@ import numpy as np
 from taylorseer.errors import BackendError, DependencyError
 from taylorseer.manifest import EngineSpec, GraphSpec, Manifest
 
-__all__ = ["build_onnxruntime"]
+__all__ = ["build_onnxruntime", "load_onnxruntime"]
 
 
-def build_onnxruntime(folder: pathlib.Path, manifest: Manifest, provider: str = "CPUExecutionProvider") -> EngineSpec:
+def build_onnxruntime(folder: pathlib.Path, manifest: Manifest, provider: str = "cpu") -> EngineSpec:
     """Load each graph of the bundle in ``folder`` with ONNX Runtime and run it once.
 
     ONNX Runtime optimizes a graph when it is loaded, for the machine it is loaded on; an optimized graph on disk would
     hold its own copy of the weights.  So nothing is written: the graphs are the engines.
 
+    Args:
+        folder: where the graphs lie.
+        manifest: what the exporter wrote.
+        provider: ``cpu`` or ``cuda``.
+
     Raises:
         DependencyError: ONNX Runtime is not installed.
         BackendError: the provider is missing, it lacks an operator or a precision, or a graph gives NaN.
+    """
+    onnxruntime, name = load_onnxruntime(provider)
+    for kind, graph in manifest.graphs.items():
+        _prove(onnxruntime, folder / graph.file, kind, graph, name, manifest.precision)
+    return EngineSpec(backend="onnxruntime", version=onnxruntime.__version__, provider=name)
+
+
+def load_onnxruntime(provider: str) -> tuple[Any, str]:
+    """Return the onnxruntime module and the full name of the provider ``cpu`` or ``cuda``.
+
+    Raises:
+        DependencyError: ONNX Runtime is not installed.
+        BackendError: this ONNX Runtime lacks the provider.
     """
     try:
         import onnxruntime
     except ImportError as error:
         raise DependencyError("ONNX Runtime is not installed: `pip install 'taylorseer-trt[onnxruntime]'`.") from error
-    if provider not in onnxruntime.get_available_providers():
+    name = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[provider]
+    if name not in onnxruntime.get_available_providers():
         raise BackendError(
-            f"ONNX Runtime {onnxruntime.__version__} has no {provider} here, only "
-            f"{', '.join(onnxruntime.get_available_providers())}: install onnxruntime-gpu, or use the CPU."
+            f"ONNX Runtime {onnxruntime.__version__} has no {name} here, only "
+            f"{', '.join(onnxruntime.get_available_providers())}: "
+            "`pip install 'taylorseer-trt[onnxruntime-gpu]'`, or use --provider cpu."
         )
-    for kind, graph in manifest.graphs.items():
-        _prove(onnxruntime, folder / graph.file, kind, graph, provider, manifest.precision)
-    return EngineSpec(backend="onnxruntime", version=onnxruntime.__version__, provider=provider)
+    return onnxruntime, name
 
 
 def _prove(onnxruntime: Any, path: pathlib.Path, kind: str, graph: GraphSpec, provider: str, precision: str) -> None:

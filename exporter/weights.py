@@ -57,8 +57,13 @@ class CheckpointWeights:
             )
         self.origin = f"checkpoint:{self.folder.name}"
         self.config = self._load_json("config.json")
-        self._files = self._locate()
-        self._open: dict[pathlib.Path, Any] = {path: safetensors.safe_open(path, "pt") for path in sorted(set(self._files.values()))}
+        try:
+            self._files = self._locate()
+            paths = sorted(set(self._files.values()))
+            self._open: dict[pathlib.Path, Any] = {path: safetensors.safe_open(path, "pt") for path in paths}
+            self._require_listed()
+        except (safetensors.SafetensorError, OSError) as error:
+            raise CheckpointError(f"The weights in {str(folder)!r} cannot be read: {error}. Fetch them again.") from error
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """Return the parameter's shape [...], or None."""
@@ -73,28 +78,43 @@ class CheckpointWeights:
     def _load_json(self, name: str) -> dict[str, Any]:
         path = self.folder / name
         try:
-            content: dict[str, Any] = json.loads(path.read_text("utf-8"))
-            return content
+            content = json.loads(path.read_text("utf-8"))
         except (OSError, ValueError) as error:
             raise CheckpointError(
                 f"{path} cannot be read ({error}): --checkpoint is the folder of the transformer, as "
                 "`save_pretrained` writes it."
             ) from error
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{path} holds no JSON object: give a folder as `save_pretrained` writes it.")
+        return content
 
     def _locate(self) -> dict[str, pathlib.Path]:
-        try:
-            if (self.folder / _SINGLE).is_file():
-                with safetensors.safe_open(self.folder / _SINGLE, "pt") as file:
-                    return dict.fromkeys(file.keys(), self.folder / _SINGLE)
-            if (self.folder / _INDEX).is_file():
-                shards = self._load_json(_INDEX)["weight_map"]
-                return {name: self.folder / shard for name, shard in shards.items()}
-        except (safetensors.SafetensorError, KeyError, OSError) as error:
-            raise CheckpointError(f"The weights in {str(self.folder)!r} cannot be read: {error}.") from error
-        raise CheckpointError(
-            f"There are no weights in {str(self.folder)!r} (neither {_SINGLE} nor {_INDEX}): convert the checkpoint "
-            "with `save_pretrained(..., safe_serialization=True)`."
-        )
+        """Return the file of each parameter."""
+        if (self.folder / _SINGLE).is_file():
+            with safetensors.safe_open(self.folder / _SINGLE, "pt") as file:
+                return {name: self.folder / _SINGLE for name in file.keys()}  # noqa: SIM118 - no mapping
+        if not (self.folder / _INDEX).is_file():
+            raise CheckpointError(
+                f"There are no weights in {str(self.folder)!r} (neither {_SINGLE} nor {_INDEX}): convert the "
+                "checkpoint with `save_pretrained(..., safe_serialization=True)`."
+            )
+        shards = self._load_json(_INDEX).get("weight_map")
+        if not isinstance(shards, dict):
+            raise CheckpointError(f"{_INDEX} in {str(self.folder)!r} cannot be read: it has no weight_map.")
+        for shard in shards.values():
+            if not isinstance(shard, str) or pathlib.PurePath(shard).name != shard:
+                raise CheckpointError(f"{_INDEX} in {str(self.folder)!r} cannot be read: {shard!r} is no shard beside it.")
+        return {name: self.folder / shard for name, shard in shards.items()}
+
+    def _require_listed(self) -> None:
+        """Refuse an index that names parameters which its shards do not hold."""
+        held = {path: set(file.keys()) for path, file in self._open.items()}
+        for name, path in self._files.items():
+            if name not in held[path]:
+                raise CheckpointError(
+                    f"The weights in {str(self.folder)!r} cannot be read: {path.name} lacks {name!r}, which the index "
+                    "says it holds. Fetch them again."
+                )
 
 
 class RandomWeights:

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Backend", "Buffer", "Call", "Engine"]
+__all__ = ["Backend", "Buffer", "Call", "Engine", "HostBuffer"]
 
 
 class Buffer(Protocol):
@@ -23,6 +23,13 @@ class Buffer(Protocol):
     @property
     def nbytes(self) -> int:
         """Bytes."""
+
+    def clear(self) -> None:
+        """Fill with zeros."""
+
+
+class HostBuffer(Buffer, Protocol):
+    """A buffer that the CPU reads and writes in place."""
 
     @property
     def host(self) -> NDArray[Any]:
@@ -49,5 +56,8 @@ class Backend(Protocol):
     def load(self, kind: str) -> Engine:
         """Return the engine of the graph ``full`` or ``forecast``."""
 
-    def allocate(self, shape: tuple[int, ...], dtype: str) -> Buffer:
-        """Return a zeroed buffer."""
+    def allocate(self, shape: tuple[int, ...], dtype: str) -> HostBuffer:
+        """Return a zeroed buffer for what the loop writes and reads: latent, coefficients, prediction."""
+
+    def allocate_state(self, shape: tuple[int, ...], dtype: str) -> Buffer:
+        """Return a zeroed buffer where the engines work, for what only they touch."""

@@ -9,17 +9,22 @@ from numpy.typing import NDArray
 
 from taylorseer.bundle import Bundle
 from taylorseer.errors import BackendError, DependencyError
-from taylorseer.runtime.backend import Buffer, Call, Engine
+from taylorseer.runtime.backend import Buffer, Call, Engine, HostBuffer
 
-__all__ = ["HostBuffer", "OnnxRuntimeBackend"]
+__all__ = ["ArrayBuffer", "DeviceBuffer", "OnnxRuntimeBackend"]
+
+Placement = tuple[str, int, Any, tuple[int, ...], int]
+"""Device, its number, dtype, shape, address."""
+
+_DEVICES = {"CPUExecutionProvider": "cpu", "CUDAExecutionProvider": "cuda"}
 
 _DISABLED = ["SkipLayerNormFusion"]
 """The fused kernel is a scalar loop on the CPU, and slower than the whole rest of a forecast step."""
 
 
 @dataclasses.dataclass(frozen=True)
-class HostBuffer:
-    """A C-contiguous NumPy array."""
+class ArrayBuffer:
+    """A C-contiguous NumPy array in host memory."""
 
     host: NDArray[Any]
 
@@ -38,9 +43,40 @@ class HostBuffer:
         """Bytes."""
         return self.host.nbytes
 
+    def clear(self) -> None:
+        """Fill with zeros."""
+        self.host.fill(0)
+
+    def placement(self) -> Placement:
+        """Return what ONNX Runtime's bindings want to know."""
+        return "cpu", 0, self.dtype, self.shape, self.host.ctypes.data
+
+
+class DeviceBuffer:
+    """A tensor in the memory of an execution provider's device."""
+
+    def __init__(self, onnxruntime: Any, shape: tuple[int, ...], dtype: str, device: str) -> None:
+        self.shape, self.dtype = shape, np.dtype(dtype)
+        self._device = device
+        self._value = onnxruntime.OrtValue.ortvalue_from_shape_and_type(list(shape), self.dtype.type, device, 0)
+        self.clear()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes."""
+        return int(np.prod(self.shape)) * self.dtype.itemsize
+
+    def clear(self) -> None:
+        """Fill with zeros."""
+        self._value.update_inplace(np.zeros(self.shape, self.dtype))
+
+    def placement(self) -> Placement:
+        """Return what ONNX Runtime's bindings want to know."""
+        return self._device, 0, self.dtype, self.shape, int(self._value.data_ptr())
+
 
 class OnnxRuntimeBackend:
-    """ONNX Runtime on the CPU."""
+    """ONNX Runtime with the execution provider that the bundle was proven with."""
 
     def __init__(self, bundle: Bundle, *, threads: int = 0) -> None:
         """Prepare to load the bundle's graphs.
@@ -51,7 +87,7 @@ class OnnxRuntimeBackend:
 
         Raises:
             DependencyError: ONNX Runtime is not installed.
-            BackendError: the bundle holds graphs only, without weights.
+            BackendError: the bundle holds graphs only, or its execution provider is not here.
         """
         try:
             import onnxruntime
@@ -63,6 +99,13 @@ class OnnxRuntimeBackend:
             raise BackendError(
                 f"The bundle {str(bundle.folder)!r} was built with --graphs-only and has no weights: build it without "
                 "that option to run it."
+            )
+        self._provider = bundle.manifest.engine.provider or "CPUExecutionProvider"
+        if self._provider not in _DEVICES or self._provider not in onnxruntime.get_available_providers():
+            raise BackendError(
+                f"The bundle was built for {self._provider}, ONNX Runtime {onnxruntime.__version__} here has "
+                f"{', '.join(onnxruntime.get_available_providers())}: install the matching onnxruntime, or build with "
+                "--provider cpu."
             )
         self._ort = onnxruntime
         self._bundle = bundle
@@ -79,7 +122,7 @@ class OnnxRuntimeBackend:
         path = self._bundle.path(self._bundle.manifest.graphs[kind].file)
         try:
             session = self._ort.InferenceSession(
-                path, self._options, providers=["CPUExecutionProvider"], disabled_optimizers=_DISABLED
+                path, self._options, providers=[self._provider], disabled_optimizers=_DISABLED
             )
         except Exception as error:  # ONNX Runtime's exceptions share no public base class
             raise BackendError(
@@ -87,22 +130,27 @@ class OnnxRuntimeBackend:
             ) from error
         return _OnnxRuntimeEngine(session)
 
-    def allocate(self, shape: tuple[int, ...], dtype: str) -> Buffer:
+    def allocate(self, shape: tuple[int, ...], dtype: str) -> HostBuffer:
         """Return a zeroed buffer in host memory."""
-        return HostBuffer(np.zeros(shape, dtype))
+        return ArrayBuffer(np.zeros(shape, dtype))
+
+    def allocate_state(self, shape: tuple[int, ...], dtype: str) -> Buffer:
+        """Return a zeroed buffer on the provider's device."""
+        device = _DEVICES[self._provider]
+        return self.allocate(shape, dtype) if device == "cpu" else DeviceBuffer(self._ort, shape, dtype, device)
 
 
 class _OnnxRuntimeEngine:
     def __init__(self, session: Any) -> None:
         self._session = session
 
-    def bind(self, tensors: Mapping[str, Buffer]) -> Call:
+    def bind(self, tensors: Mapping[str, Any]) -> Call:
         """Bind every input and output by address; the call keeps the buffers alive."""
         binding = self._session.io_binding()
         for value in self._session.get_inputs():
-            binding.bind_input(value.name, *_placement(tensors[value.name]))
+            binding.bind_input(value.name, *tensors[value.name].placement())
         for value in self._session.get_outputs():
-            binding.bind_output(value.name, *_placement(tensors[value.name]))
+            binding.bind_output(value.name, *tensors[value.name].placement())
         return _OnnxRuntimeCall(self._session, binding, tuple(tensors.values()))
 
 
@@ -120,7 +168,3 @@ class _OnnxRuntimeCall:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:  # ONNX Runtime's exceptions share no public base class
             raise BackendError(f"ONNX Runtime stopped: {error} -- check the values of the condition inputs.") from error
-
-
-def _placement(buffer: Buffer) -> tuple[str, int, Any, tuple[int, ...], int]:
-    return "cpu", 0, buffer.dtype, buffer.shape, buffer.host.ctypes.data

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from taylorseer.config import CacheConfig
 from taylorseer.errors import InputError, NonFiniteError, ShapeError
 from taylorseer.manifest import GraphSpec, Manifest, TensorSpec
-from taylorseer.runtime.backend import Backend, Buffer, Call, Engine
+from taylorseer.runtime.backend import Backend, Buffer, Call, Engine, HostBuffer
 from taylorseer.runtime.guidance import ClassifierFree, Embedded, Guidance
 from taylorseer.runtime.samplers import Sampler
-from taylorseer.runtime.step_plan import plan_steps, state_variants
+from taylorseer.runtime.step_plan import StepPlan, plan_steps, state_variants
 
 __all__ = ["LoadedModel", "Result", "Session"]
 
@@ -121,29 +121,39 @@ class Session:
         try:
             plan = plan_steps(cache, self.manifest.layout, self._slots, baseline=every_step_full)
             self._admit(latent, conditions, sampler, cache.steps, guidance)
-            seconds = np.zeros(len(plan))
-            timesteps, guided = self._view("timestep"), self._guidance
-            for number, step in enumerate(plan):
-                start = time.perf_counter()
-                timesteps.fill(sampler.timesteps[number] * self.manifest.pipeline.timestep_scale)
-                guided.spread()
-                if step.is_full:
-                    self._set("difference_scales", step.numbers)
-                    self._full[step.variant].run()
-                else:
-                    self._set("coefficients", step.numbers)
-                    self._forecast[step.variant % len(self._forecast)].run()
-                prediction = guided.gather(guidance)
-                if step.is_full:
-                    _require_finite(prediction, f"The prediction of denoising step {number}")
-                sampler.step(guided.latent, prediction, number)
-                seconds[number] = time.perf_counter() - start
-                if on_step is not None:
-                    on_step(number, step.is_full)
-            _require_finite(guided.latent, "The latent after the last denoising step")
-            return Result(guided.latent.copy(), seconds, np.array([step.is_full for step in plan]))
+            seconds = self._loop(plan, sampler, guidance, on_step)
+            _require_finite(self._guidance.latent, "The latent after the last denoising step")
+            return Result(self._guidance.latent.copy(), seconds, np.array([step.is_full for step in plan]))
         finally:
             self._busy.release()
+
+    def _loop(
+        self,
+        plan: Sequence[StepPlan],
+        sampler: Sampler,
+        guidance: float,
+        on_step: Callable[[int, bool], None] | None,
+    ) -> NDArray[np.float64]:
+        """Denoise the admitted latent in place; return the seconds [steps] that each step took."""
+        seconds, timesteps, guided = np.zeros(len(plan)), self._view("timestep"), self._guidance
+        for number, step in enumerate(plan):
+            start = time.perf_counter()
+            timesteps.fill(sampler.timesteps[number] * self.manifest.pipeline.timestep_scale)
+            guided.spread()
+            if step.is_full:
+                self._set("difference_scales", step.numbers)
+                self._full[step.variant].run()
+            else:
+                self._set("coefficients", step.numbers)
+                self._forecast[step.variant].run()
+            prediction = guided.gather(guidance)
+            if step.is_full:
+                _require_finite(prediction, f"The prediction of denoising step {number}")
+            sampler.step(guided.latent, prediction, number)
+            seconds[number] = time.perf_counter() - start
+            if on_step is not None:
+                on_step(number, step.is_full)
+        return seconds
 
     def _admit(
         self,
@@ -170,7 +180,7 @@ class Session:
         self._set_role("guidance", guidance * self.manifest.pipeline.guidance_factor)
         np.copyto(self._guidance.latent, latent)
         for buffer in self._state.values():
-            buffer.host.fill(0)
+            buffer.clear()
         sampler.prepare(self._guidance.latent.shape)
 
     # Buffers and bindings, all made before the first step.
@@ -186,7 +196,7 @@ class Session:
     def _shape(self, spec: TensorSpec) -> tuple[int, ...]:
         return tuple(self._rows if size == "batch" else int(size) for size in spec.shape)
 
-    def _allocate_shared(self) -> dict[str, Buffer]:
+    def _allocate_shared(self) -> dict[str, HostBuffer]:
         """Buffers for everything but state, shared by both engines."""
         specs = {spec.name: spec for kind in ("full", "forecast") for spec in self._specs(kind)}
         kept = {name: spec for name, spec in specs.items() if spec.role not in ("state", "previous", "feature")}
@@ -200,13 +210,13 @@ class Session:
             shape = tuple(self._rows if size == "batch" else int(size) for size in feature.shape)
             for index in range(self._slots):
                 for number in range(sets):
-                    buffer = self._model.backend.allocate(shape, feature.dtype)
+                    buffer = self._model.backend.allocate_state(shape, feature.dtype)
                     state[feature.name, index, number] = buffer
         return state
 
     def _bind_full(self, variant: int) -> Call:
         """History: slot ``variant`` is written.  Derivatives: set ``variant`` is written, the other one read."""
-        tensors = dict(self._shared)
+        tensors: dict[str, Buffer] = dict(self._shared)
         for spec in self._specs("full"):
             if spec.role == "feature":
                 tensors[spec.name] = self._state[str(spec.feature), variant, 0]
@@ -216,7 +226,7 @@ class Session:
         return self._model.full.bind(tensors)
 
     def _bind_forecast(self, variant: int) -> Call:
-        tensors = dict(self._shared)
+        tensors: dict[str, Buffer] = dict(self._shared)
         for spec in self._specs("forecast"):
             if spec.role == "state":
                 tensors[spec.name] = self._state[str(spec.feature), int(spec.index or 0), variant]

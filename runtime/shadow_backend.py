@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taylorseer.manifest import Manifest
-from taylorseer.runtime.backend import Backend, Buffer, Call, Engine
+from taylorseer.runtime.backend import Backend, Buffer, Call, Engine, HostBuffer
 
 __all__ = ["ShadowBackend", "relative_error"]
 
@@ -40,11 +40,15 @@ class ShadowBackend:
         """Return the engine ``kind`` of the wrapped backend, shadowed."""
         return _ShadowEngine(self, kind, self._inner.load(kind))
 
-    def allocate(self, shape: tuple[int, ...], dtype: str) -> Buffer:
+    def allocate(self, shape: tuple[int, ...], dtype: str) -> HostBuffer:
         """Return a buffer of the wrapped backend."""
         return self._inner.allocate(shape, dtype)
 
-    def check(self, kind: str, tensors: Mapping[str, Buffer]) -> None:
+    def allocate_state(self, shape: tuple[int, ...], dtype: str) -> Buffer:
+        """Return a buffer of the wrapped backend."""
+        return self._inner.allocate_state(shape, dtype)
+
+    def check(self, kind: str, tensors: Mapping[str, Any]) -> None:
         """Compare the prediction that the engine left with the reference's, and put that in its place."""
         prediction = tensors["prediction"].host
         expected = self._predict(len(self.errors), {name: tensors[name].host for name in self._names})

@@ -203,7 +203,9 @@ def _check_parts(manifest: Manifest) -> None:
     tensors = [spec for graph in manifest.graphs.values() for spec in (*graph.inputs, *graph.outputs)]
     for part in (*tensors, *manifest.features):
         if part.dtype not in _DTYPES or any(isinstance(n, str) and n != "batch" for n in part.shape):
-            raise BundleError(f"manifest: {part.name!r} is {part.dtype} {list(part.shape)}, which is unknown; {_AGAIN}.")
+            raise BundleError(
+                f"manifest: {part.name!r} is {part.dtype} {list(part.shape)}, which is unknown; {_AGAIN}."
+            )
     for spec in tensors:
         stateful = spec.role in ("state", "previous", "feature")
         if stateful and (spec.feature not in features or not 0 <= (spec.index or 0) <= manifest.order):

@@ -20,7 +20,7 @@ __all__ = ["add_options", "run"]
 
 SUMMARY = "export a diffusion transformer, split it and build engines"
 
-_SIZES = ("height", "width", "frames", "text_length")
+_SIZES = ("height", "width", "frames", "text_length", "batch")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +31,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--random-weights", action="store_true", help="random weights of the model's size")
     source.add_argument("--graphs-only", action="store_true", help="no weights and no engines: only to inspect")
     parser.add_argument("--backend", default="onnxruntime", metavar="NAME", help="onnxruntime (default)")
+    parser.add_argument("--provider", default="cpu", choices=("cpu", "cuda"), help="of ONNX Runtime (default cpu)")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "fp16", "bf16"), help="of weights and state")
     parser.add_argument("--height", type=int, help="pixels")
     parser.add_argument("--width", type=int, help="pixels")
@@ -60,33 +61,44 @@ def _request(options: argparse.Namespace) -> "ExportRequest":
     """Check everything that can be checked before the long work starts."""
     if options.backend != "onnxruntime":
         raise BackendError(f"There is no backend {options.backend!r} in this version; use --backend onnxruntime.")
+    from taylorseer.exporter.families import load_model
+
+    model = load_model(options.model)
     try:
         from taylorseer.exporter.checkpoints import find_checkpoint
-        from taylorseer.exporter.families import load_model
         from taylorseer.exporter.workflow import ExportRequest
     except ImportError as error:
         raise DependencyError(
             f"Exporting needs {error.name}: `pip install 'taylorseer-trt[export,onnxruntime]'`."
         ) from error
-    model = load_model(options.model)
-    given = {name: getattr(options, name) for name in _SIZES if getattr(options, name) is not None}
-    if options.batch is not None:
-        given["max_batch"] = options.batch
-    for name, value in given.items():
-        if value < 1:
-            raise ModelError(f"--{name.replace('_', '-').replace('max-', '')} {value} is no size: give 1 or more.")
+    if not options.graphs_only:
+        from taylorseer.engines.onnxruntime_builder import load_onnxruntime
+
+        load_onnxruntime(options.provider)
     cache = cache_config(options, PRESETS[model.preset])
     cache.schedule()
     weightless = options.random_weights or options.graphs_only
     return ExportRequest(
         model=model,
-        sizes=dataclasses.replace(model.sizes, **given),
+        sizes=dataclasses.replace(model.sizes, **_given_sizes(options)),
         precision=options.precision,
         layout="history" if options.state == "auto" else options.state,
         cache=cache,
         checkpoint=None if weightless else find_checkpoint(model, options.checkpoint),
         graphs_only=options.graphs_only,
     )
+
+
+def _given_sizes(options: argparse.Namespace) -> dict[str, int]:
+    """Return the sizes that were asked for, by their field in ``Sizes``."""
+    given = {}
+    for name in _SIZES:
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ModelError(f"--{name.replace('_', '-')} {value} is no size: give 1 or more.")
+        if value is not None:
+            given["max_batch" if name == "batch" else name] = value
+    return given
 
 
 def _build(request: "ExportRequest", output: pathlib.Path, options: argparse.Namespace, progress: Any) -> Bundle:
@@ -97,7 +109,7 @@ def _build(request: "ExportRequest", output: pathlib.Path, options: argparse.Nam
         manifest = export(request, draft, lambda what, fraction: progress(what, 0.9 * fraction))
         if not request.graphs_only:
             progress("proving the engines", 0.92)
-            manifest = dataclasses.replace(manifest, engine=build_onnxruntime(draft.folder, manifest))
+            manifest = dataclasses.replace(manifest, engine=build_onnxruntime(draft.folder, manifest, options.provider))
         return draft.commit(manifest)
 
 
