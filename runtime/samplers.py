@@ -9,15 +9,22 @@ A sampler belongs to one request.  It allocates in :meth:`Sampler.prepare` and n
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from taylorseer.errors import InputError, ShapeError
+from taylorseer.runtime.sampler_options import (
+    SCHEDULERS,
+    DDIMConfig,
+    FlowMatchEulerConfig,
+    honored_options,
+    require,
+    require_choice,
+)
 
-__all__ = ["DDIM", "DDIMConfig", "FlowMatchEuler", "FlowMatchEulerConfig", "Sampler", "sampler_from_config"]
+__all__ = ["DDIM", "FlowMatchEuler", "Sampler", "sampler_from_config"]
 
 Floats = NDArray[np.float32]
 
@@ -39,70 +46,6 @@ class Sampler(Protocol):
         """Update float32 ``latent`` in place with the model's ``prediction``, of the same shape and dtype."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class FlowMatchEulerConfig:
-    """The honored options of ``FlowMatchEulerDiscreteScheduler``, with diffusers' names and defaults."""
-
-    num_train_timesteps: int = 1000
-    """Timestep of pure noise: timestep = sigma * num_train_timesteps."""
-    shift: float = 1.0
-    """Static shift of the sigmas towards noise; unused under ``use_dynamic_shifting``."""
-    use_dynamic_shifting: bool = False
-    """Shift by the number of image tokens instead."""
-    base_shift: float = 0.5
-    """Dynamic shift mu at ``base_image_seq_len`` tokens."""
-    max_shift: float = 1.15
-    """Dynamic shift mu at ``max_image_seq_len`` tokens."""
-    base_image_seq_len: int = 256
-    """Tokens of the smallest training images."""
-    max_image_seq_len: int = 4096
-    """Tokens of the largest training images."""
-    time_shift_type: str = "exponential"
-    """``exponential`` (the shift is exp(mu)) or ``linear`` (the shift is mu)."""
-
-    def __post_init__(self) -> None:
-        _choice("time_shift_type", self.time_shift_type, ("exponential", "linear"))
-        _require(self.num_train_timesteps >= 1, "num_train_timesteps", self.num_train_timesteps, "at least 1")
-        _require(self.shift > 0, "shift", self.shift, "above 0")
-        distinct = self.max_image_seq_len != self.base_image_seq_len
-        _require(distinct, "max_image_seq_len", self.max_image_seq_len, "other than base_image_seq_len")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DDIMConfig:
-    """The honored options of ``DDIMScheduler``, with diffusers' names and defaults."""
-
-    num_train_timesteps: int = 1000
-    """Number of noise levels that the model was trained on."""
-    beta_start: float = 0.0001
-    """Variance added by the first noise level."""
-    beta_end: float = 0.02
-    """Variance added by the last noise level."""
-    beta_schedule: str = "linear"
-    """``linear``, or ``scaled_linear``: linear in the square root of beta."""
-    clip_sample: bool = True
-    """Clip the predicted clean sample to +-``clip_sample_range``."""
-    clip_sample_range: float = 1.0
-    """See ``clip_sample``."""
-    set_alpha_to_one: bool = True
-    """End at no noise at all; otherwise at the first noise level."""
-    steps_offset: int = 0
-    """Added to each timestep under ``leading`` spacing."""
-    prediction_type: str = "epsilon"
-    """What the model predicts: ``epsilon``, the noise, or ``v_prediction``, the velocity."""
-    timestep_spacing: str = "leading"
-    """``leading``, ``trailing`` or ``linspace`` (table 2 of arXiv:2305.08891)."""
-
-    def __post_init__(self) -> None:
-        _choice("beta_schedule", self.beta_schedule, ("linear", "scaled_linear"))
-        _choice("prediction_type", self.prediction_type, ("epsilon", "v_prediction"))
-        _choice("timestep_spacing", self.timestep_spacing, ("leading", "trailing", "linspace"))
-        _require(self.num_train_timesteps >= 2, "num_train_timesteps", self.num_train_timesteps, "at least 2")
-        ordered = 0 < self.beta_start <= self.beta_end < 1
-        _require(ordered, "beta_start, beta_end", (self.beta_start, self.beta_end), "0 < start <= end < 1")
-        _require(self.steps_offset >= 0, "steps_offset", self.steps_offset, "at least 0")
-
-
 class FlowMatchEuler:
     """Euler steps along the straight path from noise (sigma 1) to image (sigma 0): x += (sigma' - sigma) * v.
 
@@ -116,7 +59,7 @@ class FlowMatchEuler:
     """
 
     def __init__(self, config: FlowMatchEulerConfig, steps: int, *, tokens: int | None = None) -> None:
-        _require(steps >= 1, "steps", steps, "at least 1")
+        require(steps >= 1, "steps", steps, "at least 1")
         sigmas = _shifted(np.linspace(1.0, 1 / steps, steps).astype(np.float32), config, tokens)
         self.steps = steps
         self.sigmas: Floats = np.append(sigmas, np.float32(0.0))
@@ -192,26 +135,6 @@ class DDIM:
         return residual
 
 
-_UNSUPPORTED: Mapping[str, Mapping[str, object]] = {
-    "FlowMatchEulerDiscreteScheduler": {
-        "invert_sigmas": False,
-        "shift_terminal": None,
-        "stochastic_sampling": False,
-        "use_beta_sigmas": False,
-        "use_exponential_sigmas": False,
-        "use_karras_sigmas": False,
-    },
-    "DDIMScheduler": {
-        "dynamic_thresholding_ratio": 0.995,
-        "rescale_betas_zero_snr": False,
-        "sample_max_value": 1.0,
-        "thresholding": False,
-        "trained_betas": None,
-    },
-}
-"""For each class of diffusers: the options that must keep diffusers' default, given here."""
-
-
 def sampler_from_config(config: Mapping[str, object], steps: int, *, tokens: int | None = None) -> Sampler:
     """Return the sampler that diffusers' ``scheduler_config.json`` asks for.
 
@@ -221,43 +144,11 @@ def sampler_from_config(config: Mapping[str, object], steps: int, *, tokens: int
     Raises InputError for another scheduler class, an unsupported option or value, or steps that do not fit.
     """
     name = str(config.get("_class_name"))
-    _choice("_class_name", name, tuple(_UNSUPPORTED))
+    require_choice("_class_name", name, tuple(SCHEDULERS))
     if name == "DDIMScheduler":
-        return DDIM(DDIMConfig(**_honored(config, DDIMConfig, _UNSUPPORTED[name])), steps)
-    options = _honored(config, FlowMatchEulerConfig, _UNSUPPORTED[name])
+        return DDIM(DDIMConfig(**honored_options(config, DDIMConfig, SCHEDULERS[name])), steps)
+    options = honored_options(config, FlowMatchEulerConfig, SCHEDULERS[name])
     return FlowMatchEuler(FlowMatchEulerConfig(**options), steps, tokens=tokens)
-
-
-def _honored(config: Mapping[str, object], kind: type[Any], fixed: Mapping[str, object]) -> dict[str, Any]:
-    """Return the options of ``kind`` in ``config``; every other one must be in ``fixed`` and equal to it."""
-    defaults = {field.name: field.default for field in fields(kind)}
-    options = {name: value for name, value in config.items() if not name.startswith("_")}
-    for name, value in options.items():
-        if name in defaults:
-            options[name] = _typed(name, value, defaults[name])
-        elif name not in fixed:
-            _choice("scheduler option", name, (*defaults, *fixed))
-        else:
-            _require(value == fixed[name], name, value, f"{fixed[name]!r}, diffusers' default")
-    return {name: value for name, value in options.items() if name in defaults}
-
-
-def _typed(name: str, value: object, default: object) -> object:
-    """Return ``value`` as the type of ``default``; an int will do for a float, a bool for neither."""
-    if isinstance(default, float) and type(value) is int:
-        value = float(value)
-    finite = not isinstance(value, float) or math.isfinite(value)
-    _require(type(value) is type(default) and finite, name, value, f"a finite {type(default).__name__}")
-    return value
-
-
-def _choice(name: str, value: str, supported: tuple[str, ...]) -> None:
-    _require(value in supported, name, value, "one of " + ", ".join(supported))
-
-
-def _require(holds: bool, name: str, value: object, wanted: str) -> None:
-    if not holds:
-        raise InputError(f"sampler: {name} = {value!r} is not supported; it must be {wanted}.")
 
 
 def _shifted(sigmas: Floats, config: FlowMatchEulerConfig, tokens: int | None) -> Floats:
@@ -271,7 +162,7 @@ def _shifted(sigmas: Floats, config: FlowMatchEulerConfig, tokens: int | None) -
         )
     mu = _dynamic_shift(config, tokens)
     factor = math.exp(mu) if config.time_shift_type == "exponential" else mu
-    _require(factor > 0, "linear dynamic shift", factor, "above 0")
+    require(factor > 0, "linear dynamic shift", factor, "above 0")
     return np.float32(factor) / (np.float32(factor) + (np.float32(1) / sigmas - 1))
 
 
@@ -284,7 +175,7 @@ def _dynamic_shift(config: FlowMatchEulerConfig, tokens: int) -> float:
 def _ddim_timesteps(config: DDIMConfig, steps: int) -> NDArray[np.int64]:
     """Return int64 [steps] noise levels, descending, as ``DDIMScheduler.set_timesteps`` chooses them."""
     levels = config.num_train_timesteps
-    _require(1 <= steps <= levels, "steps", steps, f"from 1 to num_train_timesteps = {levels}")
+    require(1 <= steps <= levels, "steps", steps, f"from 1 to num_train_timesteps = {levels}")
     if config.timestep_spacing == "linspace":
         timesteps = np.linspace(0, levels - 1, steps).round()[::-1].astype(np.int64)
     elif config.timestep_spacing == "leading":
@@ -292,8 +183,8 @@ def _ddim_timesteps(config: DDIMConfig, steps: int) -> NDArray[np.int64]:
     else:
         timesteps = np.round(np.arange(levels, 0, -levels / steps)).astype(np.int64) - 1
     # Trailing spacing counts down in float steps: for some counts (61 of 1000) diffusers makes one too many.
-    _require(len(timesteps) == steps, "steps", steps, "one more or one fewer to suit trailing spacing")
-    _require(timesteps[0] < levels, "steps_offset", config.steps_offset, "smaller for this many steps")
+    require(len(timesteps) == steps, "steps", steps, "one more or one fewer to suit trailing spacing")
+    require(timesteps[0] < levels, "steps_offset", config.steps_offset, "smaller for this many steps")
     return timesteps
 
 
