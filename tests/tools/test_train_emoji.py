@@ -11,20 +11,8 @@ import torch
 from diffusers import FluxTransformer2DModel
 
 from tools.emoji_dataset import FILLERS
-from tools.train_emoji import (
-    CORE,
-    SHEET,
-    Captions,
-    EmojiModel,
-    TrainConfig,
-    augment,
-    image_ids,
-    loss_of,
-    pack,
-    sample,
-    train,
-    unpack,
-)
+from tools.emoji_model import Captions, EmojiModel, augment, image_ids, pack, sample, unpack
+from tools.train_emoji import CORE, SHEET, TrainConfig, loss_of, train
 
 TINY: dict[str, Any] = {
     "num_layers": 1,
