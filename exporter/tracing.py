@@ -72,7 +72,8 @@ def build_module(family: ModelFamily, config: Mapping[str, Any]) -> torch.nn.Mod
     try:
         with init_empty_weights(include_buffers=False):
             module: torch.nn.Module = model_class.from_config(dict(config))
-    except (TypeError, ValueError) as error:
+    # A checkpoint's config may hold anything; NotImplementedError, one of these, is diffusers' own refusal.
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise ModelError(f"diffusers cannot make a {family.class_name} of this config: {error}") from error
     return module.eval()
 

@@ -63,7 +63,9 @@ class CheckpointWeights:
             self._open: dict[pathlib.Path, Any] = {path: safetensors.safe_open(path, "pt") for path in paths}
             self._require_listed()
         except (safetensors.SafetensorError, OSError) as error:
-            raise CheckpointError(f"The weights in {str(folder)!r} cannot be read: {error}. Fetch them again.") from error
+            raise CheckpointError(
+                f"The weights in {str(folder)!r} cannot be read: {error}. Fetch them again."
+            ) from error
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """Return the parameter's shape [...], or None."""
@@ -92,7 +94,7 @@ class CheckpointWeights:
         """Return the file of each parameter."""
         if (self.folder / _SINGLE).is_file():
             with safetensors.safe_open(self.folder / _SINGLE, "pt") as file:
-                return {name: self.folder / _SINGLE for name in file.keys()}  # noqa: SIM118 - no mapping
+                return dict.fromkeys(file.keys(), self.folder / _SINGLE)
         if not (self.folder / _INDEX).is_file():
             raise CheckpointError(
                 f"There are no weights in {str(self.folder)!r} (neither {_SINGLE} nor {_INDEX}): convert the "
@@ -103,7 +105,9 @@ class CheckpointWeights:
             raise CheckpointError(f"{_INDEX} in {str(self.folder)!r} cannot be read: it has no weight_map.")
         for shard in shards.values():
             if not isinstance(shard, str) or pathlib.PurePath(shard).name != shard:
-                raise CheckpointError(f"{_INDEX} in {str(self.folder)!r} cannot be read: {shard!r} is no shard beside it.")
+                raise CheckpointError(
+                    f"{_INDEX} in {str(self.folder)!r} cannot be read: {shard!r} is no shard beside it."
+                )
         return {name: self.folder / shard for name, shard in shards.items()}
 
     def _require_listed(self) -> None:

@@ -1,0 +1,200 @@
+"""Whole exports: precisions, determinism, batches, refusals, and the published FLUX."""
+
+import itertools
+import pathlib
+import re
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from taylorseer.bundle import Bundle, draft_bundle
+from taylorseer.config import CacheConfig
+from taylorseer.errors import CheckpointError
+from taylorseer.exporter.checkpoints import Checkpoint
+from taylorseer.exporter.families import load_model
+from taylorseer.exporter.workflow import ExportRequest, export, split_model
+
+TINY = ["flux-tiny", "dit-tiny", "hunyuan-video-tiny"]
+
+DIT = load_model("dit-tiny")
+
+
+def exported(folder: pathlib.Path, request: ExportRequest) -> Bundle:
+    with draft_bundle(folder) as draft:
+        return draft.commit(export(request, draft))
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_the_manifest_says_what_was_built(bundles: Any, name: str) -> None:
+    manifest, model = bundles(name).manifest, load_model(name)
+    assert (manifest.model, manifest.family, manifest.precision) == (name, model.family, "fp32")
+    assert (manifest.layout, manifest.order, manifest.weights) == ("history", 2, "random")
+    assert manifest.pipeline == model.pipeline and manifest.config == model.config
+    assert CacheConfig.from_json(manifest.cache) == CacheConfig.from_preset(model.preset, order=2)
+    for kind in ("full", "forecast"):
+        graph = ir.load(bundles(name).path(manifest.graphs[kind].file)).graph
+        spec = manifest.graphs[kind]
+        assert [value.name for value in graph.inputs] == [tensor.name for tensor in spec.inputs]
+        assert [value.name for value in graph.outputs] == [tensor.name for tensor in spec.outputs]
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_the_graphs_do_not_tell_where_they_were_made(bundles: Any, name: str) -> None:
+    for kind in ("full", "forecast"):
+        text = bundles(name).path(f"graphs/{kind}.onnx").read_bytes()
+        for secret in (b"site-packages", b".py", str(pathlib.Path.home()).encode() + b"/", b"stack_trace"):
+            assert secret not in text
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_weights_and_state_are_of_the_precision_and_the_rest_is_float32(tmp_path: pathlib.Path, precision: str) -> None:
+    request = ExportRequest(model=DIT, sizes=DIT.sizes, precision=precision, cache=CacheConfig(order=1))
+    bundle = exported(tmp_path / "bundle", request)
+    dtype = {"bf16": "bfloat16", "fp16": "float16"}[precision]
+    for kind, spec in bundle.manifest.graphs.items():
+        graph = ir.load(bundle.path(spec.file)).graph
+        for tensor, value in zip((*spec.inputs, *spec.outputs), (*graph.inputs, *graph.outputs), strict=True):
+            wanted = dtype if tensor.role in ("state", "feature") else "float32"
+            assert tensor.dtype == ("int64" if tensor.name == "class_labels" else wanted), tensor
+            assert value.dtype is not None and value.dtype.numpy().name == tensor.dtype
+        weights = [v.const_value for v in graph.initializers.values() if re.search(r"\.(weight|bias)", str(v.name))]
+        assert {w.dtype.numpy().name for w in weights if w is not None} == {dtype}, kind
+    names = [spec.name for spec in bundle.manifest.graphs["forecast"].inputs]
+    state = [f"state.{feature.name}.{slot}" for feature in bundle.manifest.features for slot in range(2)]
+    assert names == ["hidden_states", "timestep", "class_labels", "coefficients", *state]
+    assert {feature.dtype for feature in bundle.manifest.features} == {dtype}
+
+
+EXPORT_AGAIN = """
+import sys
+from taylorseer.bundle import draft_bundle
+from taylorseer.config import CacheConfig
+from taylorseer.exporter.families import load_model
+from taylorseer.exporter.workflow import ExportRequest, export
+model = load_model("flux-tiny")
+cache = CacheConfig.from_preset(model.preset, order=2)
+with draft_bundle(sys.argv[1]) as draft:
+    draft.commit(export(ExportRequest(model=model, sizes=model.sizes, cache=cache), draft))
+"""
+
+
+def test_another_process_exports_the_same_bytes(bundles: Any, tmp_path: pathlib.Path) -> None:
+    first = bundles("flux-tiny")
+    environment = {"PYTHONHASHSEED": "12345", "PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", EXPORT_AGAIN, tmp_path / "again"], check=True, env=environment)
+    assert len(first.manifest.files) == 3
+    for name in first.manifest.files:
+        assert (tmp_path / "again" / name).read_bytes() == first.path(name).read_bytes(), name
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_an_image_does_not_depend_on_its_batch(bundles: Any, run_graph: Any, request_inputs: Any, name: str) -> None:
+    bundle = bundles(name)
+    coefficients = {"coefficients": np.array([2.5, -2.0, 0.5], np.float32)}
+    alone: list[dict[str, Any]] = []
+    for batch in (3, 1, 2):
+        inputs = request_inputs(bundle, batch=batch)
+        full = run_graph(bundle, "full", inputs)
+        state = {
+            f"state.{feature.name}.{slot}": full[f"feature.{feature.name}"] * np.float32(1 + slot / 8)
+            for feature in bundle.manifest.features
+            for slot in range(3)
+        }
+        forecast = run_graph(bundle, "forecast", inputs | state | coefficients)
+        alone.append({"full": full["prediction"], "forecast": forecast["prediction"]})
+    three, *others = alone
+    for other in others:
+        for kind, prediction in other.items():
+            # Kernels block a larger batch differently, which moves the last bits.
+            np.testing.assert_allclose(prediction, three[kind][: len(prediction)], rtol=1e-4, atol=1e-4)
+        assert not np.allclose(three["full"][0], three["full"][1], atol=0.01)
+
+
+def test_progress_ends_at_one_and_never_falls(tmp_path: pathlib.Path) -> None:
+    seen: list[float] = []
+    request = ExportRequest(model=DIT, sizes=DIT.sizes, cache=CacheConfig(order=1), graphs_only=True)
+    with draft_bundle(tmp_path / "bundle") as draft:
+        export(request, draft, lambda what, fraction: seen.append(fraction))
+    assert seen == sorted(seen) and seen[0] == 0 and seen[-1] == 1
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"), [({"cross": 1}, "no parameter"), ({"attention_head_dim": 32}, "this model needs")]
+)
+def test_weights_that_do_not_fit_the_config_are_refused(
+    tmp_path: pathlib.Path, config: dict[str, int], message: str
+) -> None:
+    import diffusers  # the one test here that makes a model
+
+    wanted = dict(DIT.config) | {"num_layers": 1}
+    if "cross" in config:
+        model = diffusers.DiTTransformer2DModel.from_config(wanted)
+        wanted["num_layers"] = 2
+    else:
+        model = diffusers.DiTTransformer2DModel.from_config(wanted | config)
+    model.save_pretrained(tmp_path / "checkpoint")
+    checkpoint = Checkpoint(tmp_path / "checkpoint", DIT)
+    checkpoint.config = wanted
+    request = ExportRequest(model=DIT, sizes=DIT.sizes, cache=CacheConfig(order=1), checkpoint=checkpoint)
+    with pytest.raises(CheckpointError, match=message):
+        exported(tmp_path / "bundle", request)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_model_is_split_in_memory_too() -> None:
+    request = ExportRequest(model=DIT, sizes=DIT.sizes, cache=CacheConfig(order=1), layout="derivatives")
+    stages = split_model(request)
+    assert len(stages.live) == 6 and not stages.dead
+    assert all(value.const_value is not None for value in stages.forecast.graph.initializers.values())
+
+
+def test_the_published_flux_at_its_published_size(tmp_path: pathlib.Path) -> None:
+    """FLUX.1-dev at 1024x1024 in bf16, without its 24 GB of weights: one slow export, seen three ways."""
+    model = load_model("flux")
+    request = ExportRequest(
+        model=model, sizes=model.sizes, precision="bf16", cache=CacheConfig.from_preset("flux"), graphs_only=True
+    )
+    bundle = exported(tmp_path / "flux", request)
+    assert bundle.manifest.weights == "none"
+    assert set(bundle.manifest.files) == {"graphs/full.onnx", "graphs/forecast.onnx"}
+    remembers_76_features_in_3_83_gigabytes(bundle)
+    forecasts_with_a_small_graph_and_gates_only(bundle.path("graphs/forecast.onnx"))
+    refers_to_each_of_12_billion_parameters_once(bundle.path("graphs/full.onnx"))
+
+
+def remembers_76_features_in_3_83_gigabytes(bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    assert len(manifest.features) == 19 * 2 + 38 and len(manifest.dead_features) == 19 * 2
+    assert {feature.shape for feature in manifest.features} == {("batch", 4096, 3072)}
+    state = [spec for spec in manifest.graphs["forecast"].inputs if spec.role == "state"]
+    total = sum(2 * int(np.prod([1 if size == "batch" else int(size) for size in spec.shape])) for spec in state)
+    assert len(state) == 2 * 76 and total == pytest.approx(3.83e9, rel=0.01)
+
+
+def forecasts_with_a_small_graph_and_gates_only(path: pathlib.Path) -> None:
+    assert path.stat().st_size < 1_000_000
+    model = ir.load(path)
+    gates = {}
+    for name, value in model.graph.initializers.items():
+        if isinstance(value.const_value, ir.ExternalTensor) and "transformer_blocks." in name:
+            rows = re.search(r"norm1?\.linear\.(weight|bias)\[(\d+):(\d+)\]$", name)
+            assert rows is not None, name
+            assert (int(rows[2]), int(rows[3])) in ((2 * 3072, 3 * 3072), (5 * 3072, 6 * 3072))
+            gates[name] = value.const_value.nbytes
+    assert len(gates) == 2 * 76
+    # 76 gates of 3072 x 3072 in bf16: 1.4 GB of the 6.4 GB of modulation weights
+    assert sum(gates.values()) == 76 * (3072 * 3072 + 3072) * 2
+    assert "Softmax" not in {node.op_type for node in model.graph}
+
+
+def refers_to_each_of_12_billion_parameters_once(path: pathlib.Path) -> None:
+    initializers = ir.load(path).graph.initializers.values()
+    tensors = [value.const_value for value in initializers if isinstance(value.const_value, ir.ExternalTensor)]
+    assert sum(int(np.prod(list(tensor.shape))) for tensor in tensors) == pytest.approx(11.9e9, rel=0.01)
+    extents = sorted((tensor.offset or 0, (tensor.offset or 0) + int(tensor.length or 0)) for tensor in tensors)
+    assert all(before[1] <= after[0] for before, after in itertools.pairwise(extents))
