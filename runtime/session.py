@@ -261,7 +261,9 @@ def _check_tensor(name: str, value: NDArray[Any], shape: tuple[int, ...], dtype:
 
 def _require_finite(value: NDArray[Any], what: str) -> None:
     # A sum is finite only if every element is (or it overflows, which float64 prevents), and allocates nothing.
-    if not math.isfinite(float(np.sum(value, dtype=np.float64))):
+    with np.errstate(invalid="ignore"):  # infinities of both signs: the error below says it better than a warning
+        total = float(np.sum(value, dtype=np.float64))
+    if not math.isfinite(total):
         raise NonFiniteError(
             f"{what} holds NaN or infinity: check the inputs and the precision of the bundle; nothing was returned."
         )

@@ -201,7 +201,8 @@ def _check_parts(manifest: Manifest) -> None:
             raise BundleError(f"manifest.sizes: the key {size!r} is missing; {_AGAIN}.")
     features = {feature.name for feature in manifest.features}
     tensors = [spec for graph in manifest.graphs.values() for spec in (*graph.inputs, *graph.outputs)]
-    for part in (*tensors, *manifest.features):
+    parts: list[TensorSpec | FeatureSpec] = [*tensors, *manifest.features]
+    for part in parts:
         if part.dtype not in _DTYPES or any(isinstance(n, str) and n != "batch" for n in part.shape):
             raise BundleError(
                 f"manifest: {part.name!r} is {part.dtype} {list(part.shape)}, which is unknown; {_AGAIN}."

@@ -9,7 +9,7 @@ from taylorseer.bundle import open_bundle
 from taylorseer.commands.options import add_cache_options, add_json_option, cache_config
 from taylorseer.commands.progress import progress_bar
 from taylorseer.config import CacheConfig
-from taylorseer.errors import DependencyError, InputError
+from taylorseer.errors import DependencyError, InputError, OutputError
 
 __all__ = ["PROMPTS", "add_options", "run"]
 
@@ -42,6 +42,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Compare, print the table and write the sheet."""
+    prompts = _prompts(options)
+    if options.output and pathlib.Path(options.output).suffix.lower() != ".png":
+        raise OutputError(f"{options.output!r} is no picture: give --output FILE.png.")
     bundle = open_bundle(options.bundle)
     config = cache_config(options, CacheConfig.from_json(bundle.manifest.cache))
     config.schedule()
@@ -50,7 +53,6 @@ def run(options: argparse.Namespace) -> int:
         from taylorseer.runtime.generation import Generator
     except ImportError as error:
         raise DependencyError(f"This needs {error.name}: `pip install 'taylorseer-trt[onnxruntime]'`.") from error
-    prompts = _prompts(options)
     loops = 3 * len(prompts) * options.seeds
     done = 0
     with progress_bar("comparing", quiet=options.json) as bar:

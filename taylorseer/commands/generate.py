@@ -67,9 +67,9 @@ def run(options: argparse.Namespace) -> int:
     _save(made, options)
     seconds = [image.result.step_seconds.sum() for image in made]
     full = int(made[0].result.full_steps.sum())
-    print(
-        f"{options.output}: {len(made)} images, {statistics.median(seconds):.2f} s each, {full} of {config.steps} steps full"
-    )
+    count = "1 image" if len(made) == 1 else f"{len(made)} images"
+    each = statistics.median(seconds)
+    print(f"{options.output}: {count}, {each:.2f} s each, {full} of {config.steps} steps full")
     return 0
 
 

@@ -142,9 +142,7 @@ def test_fields_refuse_with_the_reason(build: Build, fields: dict[str, Any], mes
         ({"derivatives_from": -1}, r"derivatives_from is -1"),
     ],
 )
-def test_what_does_not_fit_together_is_refused_by_schedule_and_weights(
-    fields: dict[str, Any], message: str
-) -> None:
+def test_what_does_not_fit_together_is_refused_by_schedule_and_weights(fields: dict[str, Any], message: str) -> None:
     config = CacheConfig(**fields)
     with pytest.raises(ScheduleError, match=message):
         config.schedule()
@@ -172,7 +170,5 @@ def test_overrides_are_checked() -> None:
 def test_unknown_presets_are_refused_with_a_close_match() -> None:
     with pytest.raises(ScheduleError, match=r"no preset 'hunyuan_video'\. Did you mean 'hunyuan-video'\?"):
         CacheConfig.from_preset("hunyuan_video")
-    with pytest.raises(
-        ScheduleError, match=r"no preset 'xyz'\. Known: flux, hunyuan-video, dit, wan, hidream, di"
-    ):
+    with pytest.raises(ScheduleError, match=r"no preset 'xyz'\. Known: flux, hunyuan-video, dit, wan, hidream, di"):
         CacheConfig.from_preset("xyz")

@@ -79,9 +79,7 @@ def relative_error(found: Array, expected: Array, terms: Array) -> float:
     return float(np.linalg.norm(found - expected) / np.linalg.norm(np.abs(terms).sum(axis=0)))
 
 
-def forecast_series(
-    series: Callable[[int], float], schedule: CacheSchedule, **choice: Any
-) -> dict[int, float]:
+def forecast_series(series: Callable[[int], float], schedule: CacheSchedule, **choice: Any) -> dict[int, float]:
     return {
         step: sum(weight * series(j) for j, weight in row.items())
         for step, row in forecast_weights(schedule, **choice).items()

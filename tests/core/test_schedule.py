@@ -196,8 +196,6 @@ def test_masks_refuse_with_the_reason(steps: int, full: Sequence[int], message: 
         (0, (), r"loop has 0 steps; use 1 or more"),
     ],
 )
-def test_no_invalid_schedule_can_be_constructed(
-    steps: int, full_steps: tuple[int, ...], message: str
-) -> None:
+def test_no_invalid_schedule_can_be_constructed(steps: int, full_steps: tuple[int, ...], message: str) -> None:
     with pytest.raises(ScheduleError, match=message):
         CacheSchedule(steps=steps, full_steps=full_steps)

@@ -44,9 +44,7 @@ def test_results_are_contiguous_copies(patch: int) -> None:
     assert not np.shares_memory(picture, tokens) and not np.shares_memory(tokens, back)
 
 
-@pytest.mark.parametrize(
-    ("shape", "patch"), [((3, 4, 4), 2), ((1, 3, 5, 4), 2), ((1, 3, 4, 5), 2), ((1, 1, 2, 2), 0)]
-)
+@pytest.mark.parametrize(("shape", "patch"), [((3, 4, 4), 2), ((1, 3, 5, 4), 2), ((1, 3, 4, 5), 2), ((1, 1, 2, 2), 0)])
 def test_pack_refuses_what_does_not_divide(shape: tuple[int, ...], patch: int) -> None:
     with pytest.raises(ShapeError, match="patches"):
         pack(images(*shape), patch)

@@ -29,9 +29,7 @@ def found_at(sheet: Image.Image, picture: np.ndarray, scale: int) -> tuple[int, 
     raise AssertionError("the picture is not in the sheet")
 
 
-def sheet_of(
-    rows: list[list[np.ndarray]], across: list[str], along: list[str], scale: int = 4
-) -> Image.Image:
+def sheet_of(rows: list[list[np.ndarray]], across: list[str], along: list[str], scale: int = 4) -> Image.Image:
     return contact_sheet(rows, row_titles=along, column_titles=across, scale=scale)
 
 
@@ -65,8 +63,7 @@ def test_titles_never_touch_images_nor_edges(title: str) -> None:
 
 def test_a_long_title_keeps_all_its_letters() -> None:
     wide, narrow = (
-        sheet_of([[np.full((16, 16 * w, 3), 255, np.uint8)]], ["antidisestablishment " * 2], [""])
-        for w in (8, 1)
+        sheet_of([[np.full((16, 16 * w, 3), 255, np.uint8)]], ["antidisestablishment " * 2], [""]) for w in (8, 1)
     )
     assert narrow.height > wide.height
     assert (np.asarray(narrow) != 255).any(axis=-1).sum() > 0.5 * (np.asarray(wide) != 255).any(axis=-1).sum()

@@ -138,9 +138,7 @@ def test_both_video_and_image_pipelines_pass_the_same_sigmas() -> None:
 def test_the_schedulers_own_spacing_is_another_one() -> None:
     scheduler = FlowMatchEulerDiscreteScheduler.from_config(HUNYUAN_VIDEO)
     scheduler.set_timesteps(28)
-    assert not np.allclose(
-        sampler_from_config(HUNYUAN_VIDEO, 28).timesteps, scheduler.timesteps.numpy(), rtol=1e-3
-    )
+    assert not np.allclose(sampler_from_config(HUNYUAN_VIDEO, 28).timesteps, scheduler.timesteps.numpy(), rtol=1e-3)
 
 
 @pytest.mark.parametrize("tokens", [64, 256, 4096, 9000])
@@ -166,9 +164,7 @@ def test_one_step_ends_at_the_clean_sample(config: dict[str, Any]) -> None:
     np.testing.assert_allclose(latent, clean, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "config", [FLUX_DEV, DIT, DDIM_CONFIGS["velocity-clipped"]], ids=["flow", "ddim", "velocity"]
-)
+@pytest.mark.parametrize("config", [FLUX_DEV, DIT, DDIM_CONFIGS["velocity-clipped"]], ids=["flow", "ddim", "velocity"])
 def test_a_step_allocates_nothing(config: dict[str, Any]) -> None:
     sampler = sampler_from_config(config, 20, tokens=TOKENS)
     latent, prediction = np.zeros((1, 4096, 64), np.float32), np.ones((1, 4096, 64), np.float32)

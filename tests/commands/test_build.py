@@ -1,0 +1,170 @@
+"""``build``: a whole bundle or none, and every mistake that is found before or while it is made."""
+
+import json
+import pathlib
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import diffusers
+import huggingface_hub
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from taylorseer.bundle import open_bundle
+from taylorseer.exporter.families import load_model
+
+Run = Callable[..., Any]
+
+TINY = ("--model", "dit-tiny", "--random-weights")
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+
+def names(folder: str = ".") -> list[str]:
+    return sorted(path.name for path in pathlib.Path(folder).iterdir())
+
+
+def test_a_build_an_existing_folder_and_overwriting(run: Run) -> None:
+    outcome = run("build", *TINY, "--order", 1, "--json")
+    facts = outcome.json
+    assert outcome.code == 0 and outcome.err == ""
+    assert facts["model"] == "dit-tiny" and facts["backend"] == "onnxruntime" and facts["order"] == 1
+    first = open_bundle("bundles/dit-tiny")
+    assert facts["bytes"] == sum(path.stat().st_size for path in first.folder.glob("graphs/*"))
+    assert run("build", *TINY).refused("exists: give another --output, or --overwrite")
+    assert open_bundle("bundles/dit-tiny") == first
+    outcome = run("build", *TINY, "--overwrite", "--state", "derivatives")
+    assert outcome.code == 0 and "state derivatives, order 4, 6 live features" in outcome.out
+    assert open_bundle("bundles/dit-tiny").manifest.layout == "derivatives"
+    assert names("bundles") == ["dit-tiny"]
+
+
+def test_graphs_without_weights_are_for_inspection_only(run: Run) -> None:
+    assert run("build", "--model", "dit-tiny", "--graphs-only", "--output", "graphs").code == 0
+    assert names("graphs/graphs") == ["forecast.onnx", "full.onnx"]
+    assert run("inspect", "graphs", "--json").json["weights"] == "none"
+    assert run("generate", "graphs", "--prompt", 1).refused("built with --graphs-only and has no weights")
+    assert run("verify", "graphs").code == 0
+    assert names() == ["graphs"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--model", "fluxx"), "There is no model 'fluxx'. Did you mean 'flux'? Known models: dit, "),
+        (("--model", "../flux"), "There is no model '../flux'"),
+        (("--model", "dit-tiny"), "dit-tiny has no published weights"),
+        (("--model", "dit-tiny", "--checkpoint", "nowhere"), "There is no checkpoint folder 'nowhere'"),
+        (("--model", "dit-tiny", "--checkpoint", "/no/where"), "There is no checkpoint folder '/no/where'"),
+        ((*TINY, "--backend", "tensorflow"), "no backend 'tensorflow'"),
+        ((*TINY, "--height", 0), "--height 0 is no size: give 1 or more"),
+        ((*TINY, "--text-length", -1), "--text-length -1 is no size"),
+        ((*TINY, "--batch", 0), "--batch 0 is no size"),
+        ((*TINY, "--height", 16, "--width", 16), "learned positions for 8x8 pixels only: leave out --height"),
+        ((*TINY, "--order", -1), "The order is -1"),
+        ((*TINY, "--interval", 1), "Interval 1 makes every step full, so nothing is forecast"),
+        ((*TINY, "--steps", 3), "with 8 steps or fewer there is too little to forecast from"),
+        ((*TINY, "--preset", "ditt"), "no preset 'ditt'. Did you mean 'dit'?"),
+    ],
+)
+def test_what_cannot_be_built_leaves_nothing(run: Run, options: tuple[object, ...], message: str) -> None:
+    outcome = run("build", *options, "--output", "x")
+    assert outcome.refused(message)
+    assert outcome.out == "" and names() == []
+
+
+def test_a_folder_that_is_no_bundle_is_not_overwritten(run: Run) -> None:
+    pathlib.Path("thesis").mkdir()
+    pathlib.Path("thesis/manifest.json").write_text('{"name": "web app"}')
+    outcome = run("build", *TINY, "--output", "thesis", "--overwrite")
+    assert outcome.refused("exists and is no bundle, so it is not overwritten")
+    assert names("thesis") == ["manifest.json"] and names() == ["thesis"]
+
+
+def test_an_output_below_a_file(run: Run) -> None:
+    pathlib.Path("file").write_text("kept")
+    assert run("build", *TINY, "--output", "file/x").refused("cannot be written", "Give another --output")
+    assert names() == ["file"]
+
+
+def test_too_little_space_is_noticed_before_the_weights_are_written(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(".")._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    assert run("build", *TINY, "--output", "x").refused("The disk is full", "needed", "on another disk")
+    assert names() == []
+
+
+def test_the_hub_out_of_reach(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*arguments: object, **options: object) -> str:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    outcome = run("build", "--model", "dit", "--checkpoint", "owner/name", "--output", "x")
+    assert outcome.refused("'owner/name' could not be fetched from the hub (ConnectionError)", "--checkpoint a local")
+    pathlib.Path("there").mkdir()
+    outcome = run("build", "--model", "dit", "--checkpoint", "owner/name", "--output", "there")
+    assert outcome.refused("exists")  # found before anything is fetched
+    assert names() == ["there"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A checkpoint of dit-tiny, as diffusers writes it."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    config = {key: value for key, value in load_model("dit-tiny").config.items() if key != "_class_name"}
+    diffusers.DiTTransformer2DModel(**config).save_pretrained(folder)
+    return folder
+
+
+def no_weights(folder: pathlib.Path) -> None:
+    (folder / WEIGHTS).unlink()
+
+
+def truncated_weights(folder: pathlib.Path) -> None:
+    content = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(content[: len(content) // 2])
+
+
+def another_family(folder: pathlib.Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"_class_name": "FluxTransformer2DModel"}))
+
+
+def lost_parameter(folder: pathlib.Path) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    del tensors["transformer_blocks.1.ff.net.2.weight"]
+    save_file(tensors, folder / WEIGHTS)
+
+
+def nan_weights(folder: pathlib.Path) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    tensors["transformer_blocks.1.ff.net.2.weight"][:] = np.nan
+    save_file(tensors, folder / WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (no_weights, "There are no weights in"),
+        (truncated_weights, "cannot be read"),
+        (another_family, "holds a FluxTransformer2DModel, but --model dit-tiny is a DiTTransformer2DModel"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json cannot be read"),
+        (lambda folder: (folder / "config.json").unlink(), "config.json cannot be read"),
+        (lost_parameter, "The checkpoint has no parameter 'transformer_blocks.1.ff.net.2.weight'"),
+        (nan_weights, "The full graph gives NaN or infinity in "),
+    ],
+)
+def test_a_checkpoint_that_is_no_good(
+    run: Run, checkpoint: pathlib.Path, damage: Callable[[pathlib.Path], object], message: str
+) -> None:
+    folder = shutil.copytree(checkpoint, "../checkpoint")
+    damage(pathlib.Path(folder))
+    assert run("build", "--model", "dit-tiny", "--checkpoint", folder, "--output", "x").refused(message)
+    assert names() == []

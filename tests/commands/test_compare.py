@@ -1,0 +1,73 @@
+"""``compare``: the numbers as JSON and as a table, the contact sheet, and every refusal."""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from taylorseer.bundle import Bundle
+
+Run = Callable[..., Any]
+Bundles = Callable[..., Bundle]
+
+SHORT = ("--steps", 12, "--interval", 3, "--warmup-steps", 3, "--order", 1)
+
+
+def test_the_numbers_as_json(run: Run, bundles: Bundles, tmp_path: pathlib.Path) -> None:
+    sheet = tmp_path / "sheet.png"
+    outcome = run(
+        "compare", bundles("flux-emoji").folder, "--prompt", "red heart", "--prompt", "rocket", "--seeds", 2,
+        *SHORT, "--output", sheet, "--json",
+    )  # fmt: skip
+    result = outcome.json
+    keys = {"state", "speedup", "eta", "full_ms", "forecast_ms", "psnr_db", "reuse_psnr_db", "ssim", "reuse_ssim"}
+    assert outcome.code == 0 and keys <= result.keys()
+    assert result["pairs"] == 4 and result["full_steps"] == [0, 1, 2, 5, 8, 11] and result["state"] == "history"
+    assert result["eta"] == pytest.approx(result["speedup"] / 2)
+    assert 0 < result["forecast_ms"] < result["full_ms"]
+    assert 5 < result["psnr_db"] < 100 and result["psnr_db"] != result["reuse_psnr_db"]
+    with Image.open(sheet) as image:
+        assert image.width > 4 * 3 * 32 and image.height > 3 * 3 * 32  # four pairs, three rows, enlarged three times
+
+
+def test_a_schedule_of_reuse_ties_with_reuse(run: Run, bundles: Bundles) -> None:
+    options = ("--prompt", "red heart", "--predictor", "reuse", "--steps", 12, "--json")
+    result = run("compare", bundles("flux-emoji").folder, *options).json
+    assert result["psnr_db"] == result["reuse_psnr_db"] and result["better_than_reuse"] == 0
+
+
+def test_the_table_and_a_file_of_prompts(run: Run, bundles: Bundles, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "prompts").write_text("red heart\n\n  rocket \n")
+    outcome = run("compare", bundles("flux-emoji").folder, "--prompts", tmp_path / "prompts", *SHORT)
+    assert outcome.out.startswith("2 pairs, 12 steps, 6 full, state history; medians\n")
+    for line in ("every step full", "this schedule", "reuse, same schedule", "speed-up", "eta", "closer to every step"):
+        assert line in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--seeds", 0), "--seeds 0 compares nothing: give 1 or more"),
+        (("--prompts", "nowhere"), "nowhere cannot be read"),
+        (("--prompts", "/dev/null"), "nothing to compare: give at least one prompt"),
+        (("--prompt", "red hearrt"), "'hearrt' (close: 'heart'"),
+        (("--interval", 1), "Interval 1 makes every step full"),
+        (("--order", 7), "Order 7 needs 8 remembered tensors per feature"),
+        (("--guidance", "nan"), "The guidance is nan"),
+        (("--output", "sheet.jpg"), "sheet.jpg"),
+    ],
+)
+def test_what_cannot_be_compared(
+    run: Run, bundles: Bundles, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, options: Any, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome = run("compare", bundles("flux-emoji").folder, *options, "--json")
+    assert outcome.refused(message)
+    assert outcome.out == "" and list(tmp_path.iterdir()) == []
+
+
+def test_pictures_too_small_for_ssim(run: Run, bundles: Bundles) -> None:
+    outcome = run("compare", bundles("dit-tiny").folder, "--prompt", "1", *SHORT)
+    assert outcome.refused("at least 11 pixels wide and high; got uint8 [8, 8, 3]")

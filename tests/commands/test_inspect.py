@@ -1,0 +1,81 @@
+"""``inspect``: the state tensors of a bundle, and that their bytes are those of a session."""
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from taylorseer.bundle import Bundle
+from taylorseer.runtime.onnxruntime_backend import OnnxRuntimeBackend
+from taylorseer.runtime.session import LoadedModel
+
+Run = Callable[..., Any]
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"), [("flux-tiny", "history"), ("flux-tiny", "derivatives"), ("dit-tiny", "history")]
+)
+def test_the_state_is_listed_and_adds_up(run: Run, bundles: Callable[..., Bundle], name: str, layout: str) -> None:
+    bundle = bundles(name, layout)
+    facts = run("inspect", bundle.folder, "--json").json
+    state = facts["state"]
+    assert [(t["feature"], t["index"]) for t in state] == [
+        (feature.name, index) for feature in bundle.manifest.features for index in range(3)
+    ]
+    inputs = {spec.name: spec for spec in bundle.manifest.graphs["forecast"].inputs if spec.role == "state"}
+    assert {t["name"] for t in state} == inputs.keys()
+    images = 2 if name == "dit-tiny" else 1  # rows of the batch for one image
+    for tensor in state:
+        spec = inputs[tensor["name"]]
+        assert tensor["shape"] == list(spec.shape) and tensor["dtype"] == spec.dtype == "float32"
+        assert tensor["sets"] == (2 if layout == "derivatives" else 1)
+        assert tensor["bytes"] == tensor["sets"] * images * math.prod(tensor["shape"][1:]) * 4
+    assert sum(tensor["bytes"] for tensor in state) == facts["state_bytes"]
+    session = LoadedModel(bundle.manifest, OnnxRuntimeBackend(bundle, threads=1)).session()
+    assert facts["state_bytes"] == session.state_bytes
+
+
+def test_only_the_image_rows_of_a_single_block_are_remembered(run: Run, bundles: Callable[..., Bundle]) -> None:
+    bundle = bundles("flux-tiny")
+    facts = run("inspect", bundle.folder, "--json").json
+    rows = {tensor["feature"]: tensor["rows"] for tensor in facts["state"]}
+    assert rows["single_transformer_blocks.0.proj_out"] == [5, 53]  # after 5 rows of text
+    assert rows["transformer_blocks.0.attn.to_out.0"] is None
+    assert facts["dead_features"] == list(bundle.manifest.dead_features) and facts["dead_features"]
+
+
+def test_the_rest_of_the_facts(run: Run, bundles: Callable[..., Bundle]) -> None:
+    bundle = bundles("flux-tiny")
+    facts = run("inspect", bundle.folder, "--json").json
+    assert (facts["model"], facts["family"], facts["layout"], facts["order"]) == ("flux-tiny", "flux", "history", 2)
+    assert facts["weights"] == "random" and facts["engine"]["backend"] == "onnxruntime"
+    assert facts["graphs"]["forecast"]["outputs"] == ["prediction"]
+    assert "coefficients" in facts["graphs"]["forecast"]["inputs"]
+    assert facts["graphs"]["full"]["bytes"] == bundle.path("graphs/full.onnx").stat().st_size
+
+
+def test_the_text_tells_the_same(run: Run, bundles: Callable[..., Bundle]) -> None:
+    text = run("inspect", bundles("flux-tiny").folder).out
+    assert "state    history, order 2, 7 features" in text
+    assert "state.single_transformer_blocks.0.proj_out.0" in text and "rows 5..52" in text
+
+
+def test_weights_are_not_read(run: Run, copied: Callable[[str], Any]) -> None:
+    """A flipped byte in the weights is not what inspecting looks for; a missing file is."""
+    folder = copied("dit-tiny")
+    content = bytearray((folder / "graphs/weights.data").read_bytes())
+    content[100] ^= 255
+    (folder / "graphs/weights.data").write_bytes(content)
+    assert run("inspect", folder).code == 0
+    (folder / "graphs/weights.data").unlink()
+    assert run("inspect", folder).refused("'graphs/weights.data' is missing")
+
+
+def test_a_malformed_manifest(run: Run, copied: Callable[[str], Any]) -> None:
+    folder = copied("dit-tiny")
+    data = json.loads((folder / "manifest.json").read_text())
+    data["features"][0]["dtype"] = "int3"
+    (folder / "manifest.json").write_text(json.dumps(data))
+    assert run("inspect", folder).refused("int3", "unknown", "build the bundle again")

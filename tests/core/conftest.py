@@ -1,0 +1,83 @@
+"""A small honest manifest, and a bundle with it whose files are a few bytes each: no torch, no ONNX."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+
+import pytest
+
+from taylorseer.bundle import Bundle, draft_bundle
+from taylorseer.config import PRESETS
+from taylorseer.manifest import EngineSpec, FeatureSpec, GraphSpec, Manifest, PipelineSpec, TensorSpec
+
+MakeBundle = Callable[[pathlib.Path], Bundle]
+
+CONTENTS = {
+    "graphs/full.onnx": b"full graph",
+    "graphs/forecast.onnx": b"forecast graph",
+    "graphs/weights.data": b"w" * 64,
+}
+
+
+@pytest.fixture
+def manifest() -> Manifest:
+    """Two features of one order: one with a row range, in two dtypes."""
+    latent = TensorSpec(name="latent", role="latent", shape=("batch", 4, 2), dtype="float32")
+    prediction = TensorSpec(name="prediction", role="prediction", shape=("batch", 4, 2), dtype="float32")
+    features = (
+        FeatureSpec(name="a", shape=("batch", 4, 8), dtype="float16"),
+        FeatureSpec(name="b", shape=("batch", 3, 8), dtype="float32", rows=(1, 4)),
+    )
+    yielded = tuple(
+        TensorSpec(name=f"feature.{f.name}", role="feature", shape=f.shape, dtype=f.dtype, feature=f.name)
+        for f in features
+    )
+    state = tuple(
+        TensorSpec(name=f"state.{f.name}.{i}", role="state", shape=f.shape, dtype=f.dtype, feature=f.name, index=i)
+        for f in features
+        for i in range(2)
+    )
+    return Manifest(
+        format_version=1,
+        tool_version="0.1.0",
+        model="small",
+        family="flux",
+        precision="fp32",
+        sizes={"height": 4, "width": 4, "frames": 1, "text_length": 3, "max_batch": 2},
+        layout="history",
+        order=1,
+        cache=PRESETS["flux"].to_json(),
+        pipeline=PipelineSpec(
+            scheduler={"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 1.0},
+            timestep_scale=0.001,
+            latent="packed",
+            decoder="pixels",
+            text="none",
+            guidance=3.5,
+            guidance_factor=1.0,
+            guidance_mode="embedded",
+        ),
+        features=features,
+        dead_features=("c",),
+        graphs={
+            "full": GraphSpec(file="graphs/full.onnx", inputs=(latent,), outputs=(prediction, *yielded)),
+            "forecast": GraphSpec(file="graphs/forecast.onnx", inputs=(latent, *state), outputs=(prediction,)),
+        },
+        engine=EngineSpec(backend="none", version=""),
+        weights="random",
+        config={"in_channels": 2, "axes": [1, 2]},
+        files={},
+    )
+
+
+@pytest.fixture
+def make_bundle(manifest: Manifest) -> MakeBundle:
+    """Writes a bundle to a folder; ``model`` of its manifest is the folder's name."""
+
+    def make(folder: pathlib.Path) -> Bundle:
+        with draft_bundle(folder, overwrite=True) as draft:
+            for name, content in CONTENTS.items():
+                draft.path(name).write_bytes(content)
+            return draft.commit(dataclasses.replace(manifest, model=folder.name))
+
+    return make

@@ -1,0 +1,84 @@
+"""What the session's tests share: loaded bundles, requests, and bundles to damage."""
+
+import hashlib
+import json
+import pathlib
+import shutil
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import pytest
+
+from taylorseer.bundle import MANIFEST_NAME, Bundle
+from taylorseer.config import CacheConfig
+from taylorseer.manifest import Layout
+from taylorseer.runtime.generation import random_conditions, sampler_for
+from taylorseer.runtime.latents import initial_noise
+from taylorseer.runtime.onnxruntime_backend import OnnxRuntimeBackend
+from taylorseer.runtime.session import LoadedModel, Session
+
+Arguments = dict[str, Any]
+
+
+class Load(Protocol):
+    def __call__(self, name: str, layout: Layout = "history") -> LoadedModel: ...
+
+
+class Request(Protocol):
+    def __call__(self, session: Session, seed: int = 0, **changes: Any) -> Arguments: ...
+
+
+@pytest.fixture(scope="session")
+def load(bundles: Callable[..., Bundle]) -> Load:
+    """Loads a shared tiny bundle, once; one thread, so that sums are always made in one order."""
+    loaded: dict[tuple[str, Layout], LoadedModel] = {}
+
+    def model(name: str, layout: Layout = "history") -> LoadedModel:
+        if (name, layout) not in loaded:
+            bundle = bundles(name, layout)
+            loaded[name, layout] = LoadedModel(bundle.manifest, OnnxRuntimeBackend(bundle, threads=1))
+        return loaded[name, layout]
+
+    return model
+
+
+@pytest.fixture(scope="session")
+def denoise_arguments() -> Request:
+    """Gives every argument of ``Session.denoise`` for one image, by name; ``changes`` replace some."""
+
+    def request(session: Session, seed: int = 0, **changes: Any) -> Arguments:
+        cache = changes.pop("cache", CacheConfig.from_json(session.manifest.cache))
+        arguments = {
+            "latent": initial_noise(session.latent_shape, seed),
+            "conditions": random_conditions(session.manifest, seed),
+            "sampler": sampler_for(session, cache.steps),
+            "cache": cache,
+            "guidance": session.manifest.pipeline.guidance,
+        }
+        return arguments | changes
+
+    return request
+
+
+@pytest.fixture
+def copied(bundles: Callable[..., Bundle], tmp_path: pathlib.Path) -> Callable[[str], pathlib.Path]:
+    """Copies a shared tiny bundle, for damaging it."""
+
+    def copy(name: str) -> pathlib.Path:
+        return pathlib.Path(shutil.copytree(bundles(name).folder, tmp_path / name))
+
+    return copy
+
+
+@pytest.fixture
+def digest_again() -> Callable[[pathlib.Path], None]:
+    """Writes the true sizes and digests into a damaged bundle's manifest, as an honest builder would have."""
+
+    def digest(folder: pathlib.Path) -> None:
+        manifest = json.loads((folder / MANIFEST_NAME).read_text("utf-8"))
+        for name in manifest["files"]:
+            content = (folder / name).read_bytes()
+            manifest["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        (folder / MANIFEST_NAME).write_text(json.dumps(manifest), "utf-8")
+
+    return digest

@@ -1,0 +1,44 @@
+"""Every command of the README runs, and every file that it links to exists."""
+
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+
+INSTALLING = ("make", "git", "pip")
+"""Commands that fetch things or run this very test suite: a fresh clone runs them, not a test."""
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
+    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line and not line.startswith(INSTALLING)]
+
+
+def test_the_readme_has_commands() -> None:
+    assert len(commands()) >= 6
+
+
+def test_the_readme_commands_run_in_their_order(tmp_path: pathlib.Path) -> None:
+    scripts = pathlib.Path(sys.executable).parent
+    for command in commands():
+        name, *arguments = shlex.split(command)
+        done = subprocess.run(
+            [str(scripts / name), *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=600
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        assert done.stdout.strip(), f"{command} said nothing"
+
+
+@pytest.mark.parametrize("document", sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/*.md")) + ["README.md"])
+def test_linked_files_exist(document: str) -> None:
+    text = (ROOT / document).read_text("utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)\)", text) if "://" not in link]
+    missing = [link for link in links if not ((ROOT / document).parent / link).exists()]
+    assert not missing
