@@ -15,7 +15,8 @@ import shutil
 from collections.abc import Iterator
 
 from taylorseer.errors import BundleError, OutputError
-from taylorseer.manifest import FileSpec, Manifest, manifest_from_json, manifest_to_json
+from taylorseer.manifest import FileSpec, Manifest
+from taylorseer.manifest_json import manifest_from_json, manifest_to_json
 
 __all__ = ["MANIFEST_NAME", "Bundle", "BundleDraft", "check_target", "draft_bundle", "open_bundle", "require_space"]
 

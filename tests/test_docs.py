@@ -11,6 +11,8 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 
+DOCUMENTS = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/*.md"))]
+
 INSTALLING = ("make", "git", "pip")
 """Commands that fetch things or run this very test suite: a fresh clone runs them, not a test."""
 
@@ -36,7 +38,7 @@ def test_the_readme_commands_run_in_their_order(tmp_path: pathlib.Path) -> None:
         assert done.stdout.strip(), f"{command} said nothing"
 
 
-@pytest.mark.parametrize("document", sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/*.md")) + ["README.md"])
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_linked_files_exist(document: str) -> None:
     text = (ROOT / document).read_text("utf-8")
     links = [link for link in re.findall(r"\]\(([^)#\s]+)\)", text) if "://" not in link]

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from taylorseer.errors import BundleError, VersionError
-from taylorseer.manifest import FORMAT_VERSION, Manifest, manifest_from_json, manifest_to_json
+from taylorseer.manifest import FORMAT_VERSION, Manifest
+from taylorseer.manifest_json import manifest_from_json, manifest_to_json
 
 Json = dict[str, Any]
 
