@@ -204,13 +204,12 @@ def _yield_state(
         current = value if feature.rows is None else slice_rows(value, 1, *feature.rows, graph, None)
         outputs = [current] if layout == "history" else _differences(graph, current, feature, order, scales)
         for index, output in enumerate(outputs):
-            # An output of its own: the feature's value may be used, sliced or an output already.
-            node = ir.node("Identity", [output])
-            graph.append(node)
-            node.outputs[0].name = f"feature.{feature.name}" if layout == "history" else f"next.{feature.name}.{index}"
-            node.outputs[0].shape = ir.Shape(list(feature.shape))
-            node.outputs[0].type = ir.TensorType(feature.dtype)
-            graph.outputs.append(node.outputs[0])
+            if output.is_graph_output():  # a value has one name, so it can be one output only
+                output = _append(graph, "Identity", [output], output)
+            # The value itself is the output, so that the engine writes it where the state lies, without a copy.
+            output.name = f"feature.{feature.name}" if layout == "history" else f"next.{feature.name}.{index}"
+            output.shape, output.type = ir.Shape(list(feature.shape)), ir.TensorType(feature.dtype)
+            graph.outputs.append(output)
 
 
 def _differences(

@@ -112,6 +112,8 @@ class OnnxRuntimeBackend:
         self._options = onnxruntime.SessionOptions()
         self._options.intra_op_num_threads = threads
         self._options.log_severity_level = 3
+        # The engines take turns: a worker of one that still spins would hold a core that the other needs.
+        self._options.add_session_config_entry("session.force_spinning_stop", "1")
 
     def load(self, kind: str) -> Engine:
         """Return the engine of the graph ``full`` or ``forecast``.
