@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,7 +22,7 @@ _HUB_PATTERNS = ["transformer/*.json", "transformer/*.safetensors", "scheduler/*
 class Checkpoint:
     """A diffusers pipeline folder (``transformer/``, perhaps ``scheduler/`` and ``words/``) or a bare transformer."""
 
-    def __init__(self, folder: pathlib.Path, model: NamedModel) -> None:
+    def __init__(self, folder: pathlib.Path, model: NamedModel, origin: str | None = None) -> None:
         """Read the configs and the headers of the weights.
 
         Raises:
@@ -32,6 +31,7 @@ class Checkpoint:
         transformer = folder / "transformer" if (folder / "transformer").is_dir() else folder
         self.folder = folder
         self.weights = CheckpointWeights(transformer)
+        self.weights.origin = f"checkpoint:{origin or folder.resolve().name}"
         self.config: Mapping[str, Any] = dict(model.config) | self.weights.config
         found, wanted = self.config.get("_class_name"), FAMILIES[model.family].class_name
         if found != wanted:
@@ -46,18 +46,21 @@ class Checkpoint:
     def copy_words(self, draft: BundleDraft) -> None:
         """Copy the word table, where the model has one, into the bundle."""
         for name in _WORD_FILES:
-            if (self.folder / "words" / name).is_file():
-                shutil.copyfile(self.folder / "words" / name, draft.path(f"words/{name}"))
+            source = self.folder / "words" / name
+            if source.is_file():
+                draft.path(f"words/{name}").write_bytes(_read(source))
 
     def _scheduler(self) -> dict[str, Any] | None:
         path = self.folder / "scheduler" / "scheduler_config.json"
         try:
-            content: dict[str, Any] = json.loads(path.read_text("utf-8"))
-            return content
+            content = json.loads(path.read_text("utf-8"))
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{path} cannot be read: {error}.") from error
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{path} cannot be read: it is no JSON object.")
+        return content
 
     def _require_words(self) -> None:
         for name in _WORD_FILES:
@@ -65,6 +68,13 @@ class Checkpoint:
                 raise CheckpointError(
                     f"The checkpoint {str(self.folder)!r} lacks words/{name}, which encodes this model's prompts."
                 )
+
+
+def _read(path: pathlib.Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}.") from error
 
 
 def demo_checkpoint(name: str) -> pathlib.Path:
@@ -96,7 +106,7 @@ def find_checkpoint(model: NamedModel, asked: str | None) -> Checkpoint:
             f"There is no checkpoint folder {hub_id!r}, and it is no hub id (owner/name): give --checkpoint an "
             "existing folder, or --random-weights."
         )
-    return Checkpoint(_download(hub_id), model)
+    return Checkpoint(_download(hub_id), model, hub_id)
 
 
 def _download(hub_id: str) -> pathlib.Path:

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from taylorseer.errors import GraphError
 
-__all__ = ["Feature", "find_features"]
+__all__ = ["Feature", "find_features", "module_scopes"]
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
@@ -37,7 +37,7 @@ def find_features(graph: ir.Graph, patterns: Sequence[str]) -> list[Feature]:
     members: dict[str, list[ir.Node]] = {}
     seen: set[str] = set()
     for node in graph:
-        for scope in _scopes(node):
+        for scope in module_scopes(node):
             for pattern, matcher in matchers:
                 if matcher.fullmatch(scope):
                     seen.add(pattern)
@@ -50,7 +50,8 @@ def find_features(graph: ir.Graph, patterns: Sequence[str]) -> list[Feature]:
     return [Feature(name, _output(name, nodes, graph)) for name, nodes in members.items()]
 
 
-def _scopes(node: ir.Node) -> list[str]:
+def module_scopes(node: ir.Node) -> list[str]:
+    """Return the modules that ``node`` was traced in, the outermost first."""
     text = node.metadata_props.get(_SCOPES)
     return ast.literal_eval(text) if text else []
 

@@ -6,12 +6,13 @@ that no longer reach the prediction.
 """
 
 import dataclasses
+import re
 from collections.abc import Sequence
 
 import onnx_ir as ir
 
 from taylorseer.errors import GraphError
-from taylorseer.exporter.features import Feature
+from taylorseer.exporter.features import Feature, module_scopes
 from taylorseer.exporter.passes.cleaning import drop_unused, finish
 from taylorseer.exporter.passes.narrow_linears import narrow_linears
 from taylorseer.exporter.passes.slices import push_slices_up, row_slice, slice_rows
@@ -67,7 +68,7 @@ def split_stages(
         drop_unused(forecast)
         for placeholder in placeholders:
             placeholder.narrow()
-        _refuse_computed_blocks(forecast)
+        _refuse_computed_blocks(forecast, placeholders, [feature.name for feature in features])
     named = {str(feature.value.name): feature.name for feature in features}
     living = [p for p in placeholders if keep_dead or p.value.uses()]
     live = tuple(p.live_feature(named[p.source]) for p in living)
@@ -127,12 +128,19 @@ def _cut_features(model: ir.Model, names: Sequence[str | None]) -> list[_Placeho
     return [_Placeholder(model.graph, values[name]) for name in names]
 
 
-def _refuse_computed_blocks(forecast: ir.Model) -> None:
-    """Softmax means attention: a block that no feature cuts would be computed at every forecast step."""
+def _refuse_computed_blocks(forecast: ir.Model, placeholders: Sequence[_Placeholder], features: Sequence[str]) -> None:
+    """A block's own matrix products on what was forecast mean that a feature is missing; so does any attention."""
+    blocks = {match[0] for name in features if (match := re.match(r".*?\.\d+(?=\.)", name))}
+    computed = {placeholder.value for placeholder in placeholders}
     for node in forecast.graph:
-        if node.op_type in ("Softmax", "Attention"):
+        if not computed.isdisjoint(node.inputs):
+            computed.update(node.outputs)
+        inside = blocks.intersection(module_scopes(node))
+        product = node.op_type in ("MatMul", "Gemm", "Conv") and inside and not computed.isdisjoint(node.inputs)
+        if product or node.op_type in ("Softmax", "Attention"):
+            what = "attention" if not product else f"a {node.op_type} of {sorted(inside)[0]!r}"
             raise GraphError(
-                f"The forecast graph still computes attention (node {node.name!r}): the features do not cover every "
+                f"The forecast graph still computes {what} (node {node.name!r}): the features do not cover every "
                 "block. Add the missing module to the model family's feature patterns."
             )
 

@@ -199,6 +199,10 @@ def _manifest(request: ExportRequest, stages: Stages, graphs: dict[str, GraphSpe
     if request.checkpoint is not None:
         origin = request.checkpoint.weights.origin
         pipeline = dataclasses.replace(pipeline, scheduler=request.checkpoint.scheduler or pipeline.scheduler)
+    else:
+        pipeline = dataclasses.replace(pipeline, text="none")
+    if not any(spec.role == "guidance" for spec in graphs["full"].inputs) and pipeline.guidance_mode == "embedded":
+        pipeline = dataclasses.replace(pipeline, guidance_mode="none")
     if request.graphs_only:
         origin = "none"
     return Manifest(

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from taylorseer.config import CacheConfig
 from taylorseer.errors import InputError
-from taylorseer.runtime.fidelity import psnr_db, ssim
+from taylorseer.runtime.fidelity import SSIM_WINDOW, psnr_db, ssim
 from taylorseer.runtime.generation import Generated, Generator
 
 __all__ = ["Comparison", "compare"]
@@ -29,6 +29,10 @@ class Comparison:
     """The whole loop, every step full."""
     loop_ms: float
     """The whole loop on the schedule."""
+    predictor: str
+    """What the schedule forecasts with."""
+    baseline_full_ms: float
+    """One step of the loop with every step full."""
     full_ms: float
     """One full step on the schedule, state written."""
     forecast_ms: float
@@ -73,10 +77,11 @@ def compare(
         on_loop: called after each denoising loop.
 
     Raises:
-        InputError: no prompts or seeds, or a model whose latents need a decoder.
+        InputError: no prompts or seeds, or a model whose results are no pictures large enough to compare.
     """
     if not prompts or not seeds:
         raise InputError("There is nothing to compare: give at least one prompt and one seed.")
+    _require_pictures(generator)
     reuse = dataclasses.replace(cache, predictor="reuse")
     generator.generate(prompts[0], seed=seeds[0], cache=cache, guidance=guidance)  # first touch of every buffer
     runs: list[tuple[Generated, Generated, Generated]] = []
@@ -96,8 +101,6 @@ def _summary(
     generator: Generator, cache: CacheConfig, runs: Sequence[tuple[Generated, Generated, Generated]]
 ) -> Comparison:
     rows = tuple(tuple(_image(run[row]) for run in runs) for row in range(3))
-    if rows[0][0].ndim != 3:
-        raise InputError("Clips are not compared frame by frame here; compare images.")
     full_steps = cache.schedule().full_steps
     loops = np.array([[made.result.step_seconds.sum() for made in run[:2]] for run in runs])
     speedup = float(np.median(loops[:, 0] / loops[:, 1]))
@@ -110,6 +113,8 @@ def _summary(
         pairs=len(runs),
         full_loop_ms=float(np.median(loops[:, 0])) * 1e3,
         loop_ms=float(np.median(loops[:, 1])) * 1e3,
+        predictor=cache.predictor,
+        baseline_full_ms=float(np.median([np.median(run[0].result.step_seconds) for run in runs])) * 1e3,
         full_ms=_step_ms(runs, full=True),
         forecast_ms=_step_ms(runs, full=False),
         speedup=speedup,
@@ -129,6 +134,19 @@ def _step_ms(runs: Sequence[tuple[Generated, Generated, Generated]], *, full: bo
 
 
 def _image(made: Generated) -> NDArray[np.uint8]:
-    if made.image is None:
-        raise InputError("This model's latents need a decoder, so there are no images to compare.")
+    assert made.image is not None  # the decoder was checked before the first loop
     return made.image
+
+
+def _require_pictures(generator: Generator) -> None:
+    """Refuse before the first loop what could not be compared after the last."""
+    manifest = generator.manifest
+    if manifest.pipeline.decoder == "none":
+        raise InputError(f"{manifest.model}'s latents need their own decoder, so there are no images to compare.")
+    if manifest.sizes["frames"] > 1:
+        raise InputError(f"{manifest.model} makes clips, which are not compared frame by frame: compare images.")
+    if min(manifest.sizes["height"], manifest.sizes["width"]) < SSIM_WINDOW:
+        raise InputError(
+            f"{manifest.model} makes images below {SSIM_WINDOW} pixels, too small for SSIM's window: compare a bundle "
+            "of a larger size."
+        )

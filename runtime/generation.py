@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from taylorseer.bundle import Bundle
 from taylorseer.config import CacheConfig
-from taylorseer.errors import PromptError
+from taylorseer.errors import InputError, PromptError
 from taylorseer.manifest import Manifest
 from taylorseer.runtime.latents import initial_noise, to_pixels, unpack
 from taylorseer.runtime.onnxruntime_backend import OnnxRuntimeBackend
@@ -74,6 +74,8 @@ class Generator:
         """
         cache = cache or CacheConfig.from_json(self.manifest.cache)
         pipeline = self.manifest.pipeline
+        if guidance is not None and pipeline.guidance_mode == "none":
+            raise InputError(f"{self.manifest.model} knows no guidance: leave it out.")
         sampler = sampler_for(self.session, cache.steps)
         noise = initial_noise(self.session.latent_shape, seed)
         if sampler.initial_noise_scale != 1.0:
@@ -132,13 +134,24 @@ def sampler_for(session: Session, steps: int) -> Sampler:
 
 
 def random_conditions(manifest: Manifest, seed: int) -> dict[str, NDArray[Any]]:
-    """Return normal numbers (ones for masks and classes) as conditions: for checking models without prompts."""
+    """Return conditions for checking models without prompts.
+
+    Normal numbers; for classes a different one in each row; for masks a text that ends before the last token.
+    """
     random = np.random.default_rng(seed)
-    rows = 2 if manifest.pipeline.guidance_mode == "classifier-free" else 1
+    rows = manifest.rows_per_image
     made = {}
     for spec in manifest.graphs["full"].inputs:
         if spec.role == "condition":
             shape = [rows if size == "batch" else int(size) for size in spec.shape]
             floating = spec.dtype != "int64"
-            made[spec.name] = random.standard_normal(shape, np.float32) if floating else np.ones(shape, np.int64)
+            made[spec.name] = random.standard_normal(shape, np.float32) if floating else _integers(shape)
     return made
+
+
+def _integers(shape: list[int]) -> NDArray[np.int64]:
+    if len(shape) == 1:
+        return np.arange(shape[0], dtype=np.int64)
+    mask = np.ones(shape, np.int64)
+    mask[:, -1] = 0
+    return mask

@@ -18,9 +18,6 @@ Placement = tuple[str, int, Any, tuple[int, ...], int]
 
 _DEVICES = {"CPUExecutionProvider": "cpu", "CUDAExecutionProvider": "cuda"}
 
-_DISABLED = ["SkipLayerNormFusion"]
-"""The fused kernel is a scalar loop on the CPU, and slower than the whole rest of a forecast step."""
-
 
 @dataclasses.dataclass(frozen=True)
 class ArrayBuffer:
@@ -124,12 +121,21 @@ class OnnxRuntimeBackend:
         path = self._bundle.path(self._bundle.manifest.graphs[kind].file)
         try:
             session = self._ort.InferenceSession(
-                path, self._options, providers=[self._provider], disabled_optimizers=_DISABLED
+                path,
+                self._options,
+                providers=[self._provider],
+                disabled_optimizers=list(self._bundle.manifest.engine.disabled_optimizers),
+                enable_fallback=False,
             )
         except Exception as error:  # ONNX Runtime's exceptions share no public base class
             raise BackendError(
                 f"ONNX Runtime {self._ort.__version__} cannot load the {kind} graph {str(path)!r}: {error}"
             ) from error
+        if session.get_providers()[0] != self._provider:
+            raise BackendError(
+                f"ONNX Runtime {self._ort.__version__} did not start {self._provider}: check the driver, or build with "
+                "--provider cpu."
+            )
         return _OnnxRuntimeEngine(session)
 
     def allocate(self, shape: tuple[int, ...], dtype: str) -> HostBuffer:

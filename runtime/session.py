@@ -59,7 +59,7 @@ class Session:
     def __init__(self, model: LoadedModel, batch: int) -> None:
         self.manifest = model.manifest
         self.batch = batch
-        factor = 2 if self.manifest.pipeline.guidance_mode == "classifier-free" else 1
+        factor = self.manifest.rows_per_image
         largest = self.manifest.sizes["max_batch"]
         if not 1 <= batch * factor <= largest:
             raise ShapeError(
@@ -175,8 +175,8 @@ class Session:
                 raise ShapeError(f"The input {name!r} is missing: give an array of shape {list(self._shape(spec))}.")
             _check_tensor(name, conditions[name], self._shape(spec), np.dtype(spec.dtype))
             np.copyto(self._shared[name].host, conditions[name])
-        if not math.isfinite(guidance):
-            raise NonFiniteError(f"The guidance is {guidance}: give a finite number.")
+        if not abs(guidance * self.manifest.pipeline.guidance_factor) < np.finfo(np.float32).max:
+            raise NonFiniteError(f"The guidance is {guidance}: give a finite number that float32 can hold.")
         self._set_role("guidance", guidance * self.manifest.pipeline.guidance_factor)
         np.copyto(self._guidance.latent, latent)
         for buffer in self._state.values():

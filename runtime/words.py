@@ -24,7 +24,7 @@ __all__ = ["PAD", "WordTable"]
 PAD = "<pad>"
 """Row 0 of the table: what fills the text after the last word."""
 
-_WORD = re.compile(r"[a-z0-9-]+")
+_WORD = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 _AGAIN = "Fetch or train the text encoder again."
 
 Floats = NDArray[np.float32]
@@ -64,11 +64,12 @@ class WordTable:
     def encode(self, prompts: Sequence[str], text_length: int) -> tuple[Floats, Floats]:
         """Return ``encoder_hidden_states`` [B, text_length, D] and ``pooled_projections`` [B, P], float32.
 
-        Words are runs of ``a-z 0-9 -`` in the lower-cased prompt.  The rows after the last word are row 0;
-        the pooled vector is the mean over the words, each repetition counted, or row 0 without words.
+        Words are runs of ``a-z 0-9`` and inner hyphens in the lower-cased prompt; punctuation separates them.
+        The rows after the last word are row 0; the pooled vector is the mean over the words, each repetition
+        counted, or row 0 without words.
 
-        Raises PromptError for no prompts, too many words, an unknown word or a letter that no word can have:
-        nothing that the user wrote is dropped silently.  Raises ShapeError for ``text_length`` below 1.
+        Raises PromptError for no prompts, too many words, an unknown word or a letter that no word can have: no word
+        that the user wrote is dropped silently.  Raises ShapeError for ``text_length`` below 1.
         """
         if text_length < 1:
             raise ShapeError(f"text_length is {text_length}; use the bundle's, which is at least 1.")

@@ -6,6 +6,7 @@ A bundle is a folder with ``manifest.json``, ONNX graphs, the weights beside the
 import contextlib
 import dataclasses
 import errno
+import fcntl
 import glob
 import hashlib
 import json
@@ -107,9 +108,10 @@ def _sha256(path: pathlib.Path) -> str:
 class BundleDraft:
     """A bundle that is being written, in a hidden folder beside its final place."""
 
-    def __init__(self, folder: pathlib.Path, target: pathlib.Path) -> None:
+    def __init__(self, folder: pathlib.Path, target: pathlib.Path, *, overwrite: bool) -> None:
         self.folder = folder
         self._target = target
+        self._overwrite = overwrite
 
     def path(self, name: str) -> pathlib.Path:
         """Return where the file ``name`` is to be written; its parent folder exists afterwards."""
@@ -118,7 +120,11 @@ class BundleDraft:
         return path
 
     def commit(self, manifest: Manifest) -> Bundle:
-        """Hash every file, write the manifest last and move the folder to its place in one rename."""
+        """Hash every file, write the manifest last and move the folder to its place in one rename.
+
+        Raises:
+            OutputError: something was put at the target since the draft was begun.
+        """
         files = {}
         for path in sorted(self.folder.rglob("*")):
             if path.is_file():
@@ -129,6 +135,7 @@ class BundleDraft:
         (self.folder / MANIFEST_NAME).write_text(manifest_to_json(manifest), encoding="utf-8")
         _sync(self.folder / MANIFEST_NAME)
         _sync(self.folder)
+        check_target(self._target, overwrite=self._overwrite)
         _replace_folder(self.folder, self._target)
         return Bundle(self._target, manifest)
 
@@ -154,16 +161,23 @@ def draft_bundle(target: str | os.PathLike[str], *, overwrite: bool = False) -> 
     Raises:
         OutputError: ``target`` exists (and ``overwrite`` was not asked), cannot be written, or the disk is full.
     """
+    _recover_replaced(pathlib.Path(os.path.abspath(target)))
     target = check_target(target, overwrite=overwrite)
     folder = target.parent / f".{target.name}.partial-{os.getpid()}"
+    lock = None
     try:
         _remove_abandoned(target)
         folder.mkdir(parents=True)
-        yield BundleDraft(folder, target)
+        lock = _lock(folder)
+        yield BundleDraft(folder, target, overwrite=overwrite)
     except OSError as error:
+        if error.errno not in _FULL_DISK and not _concerns(error, target.parent):
+            raise
         raise _output_error(error, target) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
 
 
 def require_space(folder: str | os.PathLike[str], size: int) -> None:
@@ -189,13 +203,36 @@ def _output_error(error: OSError, target: pathlib.Path) -> OutputError:
     return OutputError(f"{str(target)!r} cannot be written: {error}. Give another --output.")
 
 
+def _concerns(error: OSError, folder: pathlib.Path) -> bool:
+    """Whether ``error`` is about a file in ``folder``, or about one that it does not name."""
+    return not isinstance(error.filename, str) or pathlib.Path(error.filename).is_relative_to(folder)
+
+
+def _recover_replaced(target: pathlib.Path) -> None:
+    """Put back a bundle whose replacement was killed between taking the old one away and moving the new one in."""
+    for path in target.parent.glob(f".{glob.escape(target.name)}.partial-*.old"):
+        if not target.exists() and _is_bundle(path):
+            os.rename(path, target)
+
+
 def _remove_abandoned(target: pathlib.Path) -> None:
-    """Delete drafts of ``target`` whose process is gone (killed builds)."""
+    """Delete drafts of ``target`` that no process holds any more (killed builds)."""
     for path in target.parent.glob(f".{glob.escape(target.name)}.partial-*"):
-        # A build that was killed while it replaced a bundle leaves the bundle it replaced, marked .old.
-        pid = path.name.removesuffix(".old").rpartition("-")[2]
-        if pid.isdecimal() and (int(pid) == os.getpid() or not _alive(int(pid))):
+        lock = _lock(path)
+        if lock is not None:
             shutil.rmtree(path, ignore_errors=True)
+            os.close(lock)
+
+
+def _lock(folder: pathlib.Path) -> int | None:
+    """Hold ``folder`` until the descriptor is closed or the process ends; None when another process holds it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def _is_bundle(folder: pathlib.Path) -> bool:
@@ -205,16 +242,6 @@ def _is_bundle(folder: pathlib.Path) -> bool:
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(manifest, dict) and "format_version" in manifest
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _replace_folder(source: pathlib.Path, target: pathlib.Path) -> None:

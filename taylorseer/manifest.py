@@ -89,6 +89,8 @@ class EngineSpec:
     """Version of the backend's library that built or checked the engines."""
     provider: str = ""
     """ONNX Runtime: the execution provider."""
+    disabled_optimizers: tuple[str, ...] = ()
+    """ONNX Runtime: graph optimizers that are left out, when the engines are proven and when they run."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,3 +154,8 @@ class Manifest:
     """The diffusers model's config, for the torch reference."""
     files: dict[str, FileSpec]
     """Every file of the bundle but the manifest itself."""
+
+    @property
+    def rows_per_image(self) -> int:
+        """Rows of the model's batch that one image takes: two under classifier-free guidance."""
+        return 2 if self.pipeline.guidance_mode == "classifier-free" else 1

@@ -7,7 +7,11 @@ from collections.abc import Mapping
 from taylorseer.errors import ModelError
 from taylorseer.manifest import Manifest
 
-__all__ = ["PUBLISHED", "Geometry", "state_bytes", "state_bytes_of_bundle"]
+__all__ = ["ITEMSIZE", "PUBLISHED", "Geometry", "state_bytes", "state_bytes_of_bundle"]
+
+
+ITEMSIZE: Mapping[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
+"""Bytes of one number of a state tensor."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,9 +65,8 @@ def state_bytes_of_bundle(manifest: Manifest, *, batch: int = 1) -> dict[str, in
     """
     if batch < 1:
         raise ModelError(f"A batch of {batch} has no state: give 1 or more.")
-    itemsize = {"float32": 4, "float16": 2, "bfloat16": 2}
     one_slot = sum(
-        math.prod(batch if size == "batch" else int(size) for size in feature.shape) * itemsize[feature.dtype]
+        math.prod(batch if size == "batch" else int(size) for size in feature.shape) * ITEMSIZE[feature.dtype]
         for feature in manifest.features
     )
     history = (manifest.order + 1) * one_slot

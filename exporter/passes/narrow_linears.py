@@ -16,13 +16,14 @@ __all__ = ["narrow_linears", "tensor_rows"]
 def narrow_linears(model: ir.Model) -> bool:
     """Narrow every Gemm whose output is only split, and not all parts of it used, in place.
 
-    Requires: weights [out, in] are initializers (transB=1).  Ensures: the same values for what is used.
+    Requires: weights [out, in] and biases [out] are initializers with data (transB=1).
+    Ensures: the same values for what is used.
     """
     changed = False
     for split in list(model.graph):
         if split.op_type != "Split" or split.inputs[0] is None:
             continue
-        linear = split.inputs[0].producer()
+        linear = split.inputs[0].producer() if _cuts_columns(split) else None
         if linear is None or not _is_linear(linear) or len(linear.outputs[0].uses()) != 1:
             continue
         if any(value.is_graph_output() for value in (*linear.outputs, *split.outputs)):
@@ -60,8 +61,18 @@ def _is_linear(node: ir.Node) -> bool:
         and len(node.inputs) == 3
         and "transB" in attributes
         and attributes["transB"].as_int() == 1
-        and all(value is not None and value.is_initializer() for value in node.inputs[1:])
+        and all(value is not None and value.const_value is not None for value in node.inputs[1:])
+        and node.inputs[2] is not None
+        and node.inputs[1] is not None
+        # A broadcast bias has no rows to cut.
+        and list(node.inputs[2].shape or ()) == list(node.inputs[1].shape or ())[:1]
     )
+
+
+def _cuts_columns(split: ir.Node) -> bool:
+    shape = split.outputs[0].shape
+    axis = split.attributes["axis"].as_int() if "axis" in split.attributes else 0
+    return shape is not None and axis % len(shape) == len(shape) - 1
 
 
 def _parts(split: ir.Node) -> Sequence[tuple[ir.Value, int, int]]:

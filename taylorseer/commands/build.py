@@ -76,9 +76,8 @@ def _request(options: argparse.Namespace) -> "ExportRequest":
 
         load_onnxruntime(options.provider)
     cache = cache_config(options, PRESETS[model.preset])
-    cache.schedule()
     weightless = options.random_weights or options.graphs_only
-    return ExportRequest(
+    request = ExportRequest(
         model=model,
         sizes=dataclasses.replace(model.sizes, **_given_sizes(options)),
         precision=options.precision,
@@ -87,6 +86,25 @@ def _request(options: argparse.Namespace) -> "ExportRequest":
         checkpoint=None if weightless else find_checkpoint(model, options.checkpoint),
         graphs_only=options.graphs_only,
     )
+    _refuse_unservable(request)
+    return request
+
+
+def _refuse_unservable(request: "ExportRequest") -> None:
+    """Refuse what would build but could not run: the bundle's own defaults have to work."""
+    from taylorseer.runtime.samplers import sampler_from_config
+    from taylorseer.runtime.step_plan import plan_steps
+
+    pipeline = request.model.pipeline
+    if request.precision == "bf16" and not request.graphs_only:
+        raise BackendError(
+            "ONNX Runtime does not run these models in bf16: use --precision fp32, or --graphs-only to inspect."
+        )
+    if pipeline.guidance_mode == "classifier-free" and request.sizes.max_batch < 2:
+        raise ModelError(f"{request.model.name} takes two rows per image (classifier-free guidance): give --batch 2.")
+    plan_steps(request.cache, request.layout, request.cache.order + 1)
+    scheduler = request.checkpoint.scheduler if request.checkpoint else None
+    sampler_from_config(scheduler or pipeline.scheduler, request.cache.steps, tokens=1)
 
 
 def _given_sizes(options: argparse.Namespace) -> dict[str, int]:

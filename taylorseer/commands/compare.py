@@ -4,12 +4,16 @@ import argparse
 import json
 import pathlib
 import sys
+from typing import TYPE_CHECKING
 
 from taylorseer.bundle import open_bundle
 from taylorseer.commands.options import add_cache_options, add_json_option, cache_config
 from taylorseer.commands.progress import progress_bar
 from taylorseer.config import CacheConfig
 from taylorseer.errors import DependencyError, InputError, OutputError
+
+if TYPE_CHECKING:
+    from taylorseer.runtime.comparison import Comparison
 
 __all__ = ["PROMPTS", "add_options", "run"]
 
@@ -87,29 +91,29 @@ def _prompts(options: argparse.Namespace) -> list[str]:
     return [*(options.prompt or []), *(line.strip() for line in lines if line.strip())]
 
 
-def _write_sheet(result, prompts: list[str], options: argparse.Namespace) -> None:  # type: ignore[no-untyped-def]
+def _write_sheet(result: "Comparison", prompts: list[str], options: argparse.Namespace) -> None:
     from taylorseer.runtime.pictures import contact_sheet, save_png
 
     columns = [prompt for prompt in prompts for _ in range(options.seeds)][:8]
     share = f"{len(result.full_steps)} of {result.steps} steps full"
     sheet = contact_sheet(
         [list(row[:8]) for row in result.images],
-        row_titles=["every step full", f"taylor, {share}", f"reuse, {share}"],
+        row_titles=["every step full", f"{result.predictor}, {share}", f"reuse, {share}"],
         column_titles=columns,
         scale=3,
     )
     save_png(sheet, pathlib.Path(options.output))
 
 
-def _print(result) -> None:  # type: ignore[no-untyped-def]
+def _print(result: "Comparison") -> None:
     print(f"{result.pairs} pairs, {result.steps} steps, {len(result.full_steps)} full, state {result.state}; medians")
-    print(f"{'':22}{'loop ms':>10}{'step ms':>10}{'PSNR dB':>10}{'SSIM':>8}")
-    print(f"{'every step full':22}{result.full_loop_ms:10.1f}{result.full_ms:10.2f}{'':>10}{'':>8}")
+    print(f"{'':22}{'loop ms':>10}{'full step':>11}{'forecast':>10}{'PSNR dB':>10}{'SSIM':>8}")
+    print(f"{'every step full':22}{result.full_loop_ms:10.1f}{result.baseline_full_ms:11.2f}")
     print(
-        f"{'this schedule':22}{result.loop_ms:10.1f}{result.forecast_ms:10.2f}{result.psnr_db:10.2f}{result.ssim:8.3f}"
-        "   (step ms: a forecast)"
+        f"{result.predictor:22}{result.loop_ms:10.1f}{result.full_ms:11.2f}{result.forecast_ms:10.2f}"
+        f"{result.psnr_db:10.2f}{result.ssim:8.3f}"
     )
-    print(f"{'reuse, same schedule':22}{'':>10}{'':>10}{result.reuse_psnr_db:10.2f}{result.reuse_ssim:8.3f}")
+    print(f"{'reuse, same schedule':22}{'':31}{result.reuse_psnr_db:10.2f}{result.reuse_ssim:8.3f}")
     print(
         f"speed-up {result.speedup:.2f}x, eta {result.eta:.3f} (1 is perfect); a forecast step takes "
         f"{result.forecast_ms / result.full_ms:.1%} of a full one"

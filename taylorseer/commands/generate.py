@@ -6,12 +6,18 @@ import pathlib
 import statistics
 import zipfile
 import zlib
+from typing import TYPE_CHECKING, Any
 
 from taylorseer.bundle import Bundle, open_bundle
 from taylorseer.commands.options import add_cache_options, cache_config
 from taylorseer.commands.progress import progress_bar
 from taylorseer.config import CacheConfig
 from taylorseer.errors import DependencyError, InputError, OutputError
+
+if TYPE_CHECKING:
+    import numpy.typing
+
+    from taylorseer.runtime.generation import Generated
 
 __all__ = ["add_options", "run"]
 
@@ -41,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     _check_output(options.output, bundle)
     config = cache_config(options, CacheConfig.from_json(bundle.manifest.cache))
     try:
-        from taylorseer.runtime.generation import Generated, Generator
+        from taylorseer.runtime.generation import Generator
     except ImportError as error:
         raise DependencyError(f"This needs {error.name}: `pip install 'taylorseer-trt[onnxruntime]'`.") from error
     generator = Generator(bundle)
@@ -80,9 +86,11 @@ def _check_output(output: str, bundle: Bundle) -> None:
         raise OutputError(f"{output!r} is neither a picture nor latents: give --output FILE.png or FILE.npy.")
     if suffix == ".png" and bundle.manifest.pipeline.decoder == "none":
         raise OutputError("This model's latents need its own decoder: give --output FILE.npy to keep the latents.")
+    if suffix == ".png":
+        import taylorseer.runtime.pictures  # noqa: F401  says what to install while nothing is lost
 
 
-def _load_conditions(path: str) -> dict[str, object]:
+def _load_conditions(path: str) -> dict[str, Any]:
     import numpy as np
 
     try:
@@ -92,24 +100,29 @@ def _load_conditions(path: str) -> dict[str, object]:
         with file:
             return dict(file)
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path} cannot be read as .npz: {error}.") from error
+        # NumPy's own text recommends pickle here, which would run whatever the file holds.
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is no .npz file"
+        raise InputError(f"{path} cannot be read: {reason}. Save the inputs by name with np.savez.") from error
 
 
-def _save(made: list, options: argparse.Namespace) -> None:  # type: ignore[type-arg]
+def _save(made: "list[Generated]", options: argparse.Namespace) -> None:
     """Write a picture of all images, or their latents where the model has no decoder here."""
     import numpy as np
-
-    from taylorseer.runtime.pictures import grid, save_png
 
     path = pathlib.Path(options.output)
     if path.suffix.lower() == ".npy":
         _save_latents(np.concatenate([image.latent for image in made]), path)
         return
-    images = [frame for item in made for frame in (item.image if item.image.ndim == 4 else [item.image])]
-    save_png(grid(images, scale=options.scale), path)
+    from taylorseer.runtime.pictures import grid, save_png
+
+    frames = []
+    for item in made:
+        assert item.image is not None  # the decoder was checked before the loop
+        frames += list(item.image) if item.image.ndim == 4 else [item.image]
+    save_png(grid(frames, scale=options.scale), path)
 
 
-def _save_latents(latents, path: pathlib.Path) -> None:  # type: ignore[no-untyped-def]
+def _save_latents(latents: "numpy.typing.NDArray[Any]", path: pathlib.Path) -> None:
     """Write ``latents`` to ``path``, whole or not at all."""
     import numpy as np
 

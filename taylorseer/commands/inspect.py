@@ -9,7 +9,7 @@ from typing import Any
 
 from taylorseer.bundle import Bundle, open_bundle
 from taylorseer.commands.options import add_json_option
-from taylorseer.state_size import state_bytes_of_bundle
+from taylorseer.state_size import ITEMSIZE, state_bytes_of_bundle
 
 __all__ = ["add_options", "run"]
 
@@ -35,9 +35,8 @@ def run(options: argparse.Namespace) -> int:
 
 def _facts(bundle: Bundle) -> dict[str, Any]:
     manifest = bundle.manifest
-    itemsize = {"float32": 4, "float16": 2, "bfloat16": 2}
     # One image: both halves of classifier-free guidance are rows of the batch, and derivatives are kept twice.
-    rows = 2 if manifest.pipeline.guidance_mode == "classifier-free" else 1
+    rows = manifest.rows_per_image
     sets = 2 if manifest.layout == "derivatives" else 1
     state = [
         {
@@ -50,7 +49,7 @@ def _facts(bundle: Bundle) -> dict[str, Any]:
             "sets": sets,
             "bytes": sets
             * math.prod(rows if size == "batch" else int(size) for size in feature.shape)
-            * itemsize[feature.dtype],
+            * ITEMSIZE[feature.dtype],
         }
         for feature in manifest.features
         for index in range(manifest.order + 1)

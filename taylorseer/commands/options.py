@@ -1,6 +1,7 @@
 """Options that several commands share."""
 
 import argparse
+import dataclasses
 from typing import Any
 
 from taylorseer.config import PRESETS, CacheConfig
@@ -43,6 +44,10 @@ def cache_config(options: argparse.Namespace, default: CacheConfig) -> CacheConf
     given: dict[str, Any] = {name: getattr(options, name) for name in _FIELDS}
     if given["full_steps"] is not None:
         given["full_steps"] = _step_list(given["full_steps"])
+        if given["interval"] is not None or given["warmup_steps"] is not None:
+            raise ScheduleError("--full-steps names every full step: leave out --interval and --warmup-steps.")
+    elif given["interval"] is not None or given["warmup_steps"] is not None:
+        default = dataclasses.replace(default, full_steps=None)
     if options.preset is not None:
         return CacheConfig.from_preset(options.preset, **given)
     return CacheConfig.from_json(
