@@ -47,23 +47,33 @@ def build_engines_main(arguments: Sequence[str] | None = None) -> int:
     return _run(parser, arguments)
 
 
+class _InterruptedError(BaseException):
+    """Ctrl-C or a termination signal.
+
+    Not KeyboardInterrupt: if one of those passes through ``exec``, as torch uses it, the interpreter ends itself by
+    the signal at exit, whatever the exit code was.
+    """
+
+
 def _run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> int:
     options = parser.parse_args(arguments)
-    # A killed build cleans up as an interrupted one does.
-    signal.signal(signal.SIGTERM, _interrupt)
+    handlers = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         return int(options.run(options))
     except TaylorSeerError as error:
         print(f"error: {error}", file=sys.stderr)
-    except KeyboardInterrupt:
+    except (_InterruptedError, KeyboardInterrupt):
         print("error: Interrupted; nothing was written. Run the same command to start again.", file=sys.stderr)
     except BrokenPipeError:
         sys.stderr.close()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     return 1
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
+    raise _InterruptedError
 
 
 if __name__ == "__main__":

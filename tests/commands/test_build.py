@@ -59,6 +59,10 @@ def test_graphs_without_weights_are_for_inspection_only(run: Run) -> None:
     ("options", "message"),
     [
         (("--model", "fluxx"), "There is no model 'fluxx'. Did you mean 'flux'? Known models: dit, "),
+        ((*TINY, "--precision", "bf16"), "does not run these models in bf16: use --precision fp32, or --graphs-only"),
+        ((*TINY, "--batch", 1), "takes two rows per image (classifier-free guidance): give --batch 2"),
+        ((*TINY, "--state", "derivatives", "--predictor", "newton"), "history"),
+        ((*TINY, "--full-steps", "0,1,2,8", "--interval", 4), "leave out --interval and --warmup-steps"),
         (("--model", "../flux"), "There is no model '../flux'"),
         (("--model", "dit-tiny"), "dit-tiny has no published weights"),
         (("--model", "dit-tiny", "--checkpoint", "nowhere"), "There is no checkpoint folder 'nowhere'"),

@@ -79,11 +79,11 @@ CHANGES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("missing", "cannot be read as .npz"),
-        ("empty", "cannot be read as .npz"),
-        ("text", "cannot be read as .npz"),
-        ("truncated", "cannot be read as .npz"),
-        ("pickle", "cannot be read as .npz"),
+        ("missing", "cannot be read: No such file or directory"),
+        ("empty", "cannot be read: it is no .npz file. Save the inputs by name with np.savez"),
+        ("text", "cannot be read: it is no .npz file. Save the inputs by name with np.savez"),
+        ("truncated", "cannot be read: it is no .npz file. Save the inputs by name with np.savez"),
+        ("pickle", "cannot be read: it is no .npz file. Save the inputs by name with np.savez"),
         ("npy", "holds one array without a name: save the inputs by name with np.savez"),
         ("other names", "The model has no input 'x'; it takes encoder_hidden_states, pooled_projections"),
         ("one left out", "The input 'pooled_projections' is missing: give an array of shape [1, 20]"),

@@ -1,6 +1,7 @@
 """A bundle on disk: any change of it is noticed, and writing one leaves it whole or leaves nothing."""
 
 import errno
+import fcntl
 import json
 import os
 import pathlib
@@ -214,8 +215,31 @@ def test_drafts_of_killed_builds_are_removed_and_of_living_ones_kept(
     alive = f".{name}.partial-{os.getppid()}"
     for leftover in (f".{name}.partial-{gone.pid}", f".{name}.partial-{gone.pid}.old", alive, f".y.partial-{gone.pid}"):
         (tmp_path / leftover / "graphs").mkdir(parents=True)
+    held = os.open(tmp_path / alive, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
     make_bundle(tmp_path / name)
     assert names(tmp_path) == sorted([alive, f".y.partial-{gone.pid}", name])
+    os.close(held)
+
+
+def test_a_bundle_whose_replacement_was_killed_comes_back(make_bundle: MakeBundle, tmp_path: pathlib.Path) -> None:
+    """Killed between the two renames: the old bundle lies aside and nothing at its place."""
+    make_bundle(tmp_path / "x")
+    (tmp_path / "x").rename(tmp_path / ".x.partial-1.old")
+    with pytest.raises(OutputError, match="exists"), draft_bundle(tmp_path / "x"):
+        pytest.fail("a draft was given")
+    assert names(tmp_path) == ["x"]
+    open_bundle(tmp_path / "x")
+
+
+def test_what_was_put_at_the_target_meanwhile_is_kept(manifest: Manifest, tmp_path: pathlib.Path) -> None:
+    with pytest.raises(OutputError, match="exists"), draft_bundle(tmp_path / "x") as draft:
+        for graph in manifest.graphs.values():
+            draft.path(graph.file).write_text("graph")
+        (tmp_path / "x").mkdir()
+        (tmp_path / "x" / "thesis.txt").write_text("years of work")
+        draft.commit(manifest)
+    assert names(tmp_path) == ["x"] and (tmp_path / "x" / "thesis.txt").exists()
 
 
 def test_a_place_that_cannot_be_written(tmp_path: pathlib.Path) -> None:
@@ -268,4 +292,5 @@ def test_the_manifest_is_written_last(
         for graph in manifest.graphs.values():
             draft.path(graph.file).write_text("graph")
         draft.commit(manifest)
-    assert synced[:3] == ["forecast.onnx", "full.onnx", MANIFEST_NAME]
+    files = [name for name in synced if not name.startswith(".")]
+    assert files[:3] == ["forecast.onnx", "full.onnx", MANIFEST_NAME]

@@ -68,7 +68,7 @@ def test_an_exported_checkpoint_predicts_what_diffusers_predicts(
     prediction = run_graph(bundle, "full", inputs)["prediction"]
     assert np.linalg.norm(prediction - wanted) <= TOLERANCE * np.linalg.norm(wanted)
     manifest = bundle.manifest
-    assert manifest.weights == f"checkpoint:{found.weights.folder.name}"
+    assert manifest.weights == f"checkpoint:{found.folder.name}"
     saved = (checkpoint / "scheduler").is_dir()
     assert manifest.pipeline.scheduler["beta_end"] == (0.03 if saved else 0.02)
     assert not [key for key in manifest.config if key.startswith("_") and key != "_class_name"]

@@ -189,3 +189,11 @@ def test_row_slices_of_features_are_static(bundles: Any) -> None:
         assert producer is not None
         cut = row_slice(producer)
         assert cut is not None and (cut.axis, (cut.start, cut.stop)) == (1, feature.rows)
+
+
+def test_a_product_of_a_block_that_no_feature_cuts_is_refused(whole_model: Any) -> None:
+    model = whole_model("flux-tiny")
+    patterns = [name for name in FAMILIES["flux"].features if name != "transformer_blocks.*.ff"]
+    features = find_features(model.graph, patterns)
+    with pytest.raises(GraphError, match=r"still computes a MatMul of 'transformer_blocks\.0'"):
+        split_stages(model, features, order=1, layout="history")

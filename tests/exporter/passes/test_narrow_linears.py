@@ -103,3 +103,19 @@ def test_rows_of_an_external_tensor_are_the_same_bytes(tmp_path: pathlib.Path, d
 def test_rows_of_a_tensor_in_memory() -> None:
     values = np.arange(24, dtype=np.float32).reshape(6, 4)
     assert np.array_equal(tensor_rows(ir.tensor(values), 1, 3, "rows").numpy(), values[1:3])
+
+
+def test_a_split_of_rows_is_no_split_of_outputs() -> None:
+    """The axis counts: parts along the batch need the whole weight."""
+    weight = ir.tensor(np.ones((8, 4), np.float32), name="w")
+    bias = ir.tensor(np.ones(8, np.float32), name="b")
+    x = ir.Value(name="x", shape=ir.Shape([4, 4]), type=ir.TensorType(ir.DataType.FLOAT))
+    parameters = [ir.Value(name=str(tensor.name), shape=tensor.shape, const_value=tensor) for tensor in (weight, bias)]
+    linear = ir.node("Gemm", [x, *parameters], attributes={"transB": 1})
+    linear.outputs[0].shape = ir.Shape([4, 8])
+    split = ir.node("Split", [linear.outputs[0]], attributes={"axis": 0, "num_outputs": 2}, num_outputs=2)
+    for output in split.outputs:
+        output.shape = ir.Shape([2, 8])
+    graph = ir.Graph([x], [split.outputs[1]], nodes=[linear, split], initializers=parameters, opset_imports={"": 20})
+    assert not narrow_linears(ir.Model(graph, ir_version=10))
+    assert [node.op_type for node in graph] == ["Gemm", "Split"]
