@@ -1,14 +1,18 @@
 """Bundles for every test: each is built once in a test run, however many processes run it."""
 
 import dataclasses
+import hashlib
+import json
 import os
 import pathlib
+import shutil
+from collections.abc import Callable
 from typing import Protocol
 
 import filelock
 import pytest
 
-from taylorseer.bundle import Bundle, draft_bundle, open_bundle
+from taylorseer.bundle import MANIFEST_NAME, Bundle, draft_bundle, open_bundle
 from taylorseer.config import CacheConfig
 from taylorseer.engines.onnxruntime_builder import build_onnxruntime
 from taylorseer.exporter.checkpoints import demo_checkpoint, find_checkpoint
@@ -67,3 +71,27 @@ def _build(folder: pathlib.Path, name: str, layout: Layout, precision: str) -> B
         manifest = export(request, draft)
         engine = build_onnxruntime(draft.folder, manifest)
         return draft.commit(dataclasses.replace(manifest, engine=engine))
+
+
+@pytest.fixture
+def copied(bundles: Bundles, tmp_path: pathlib.Path) -> Callable[..., pathlib.Path]:
+    """Copies a shared tiny bundle, for damaging it."""
+
+    def copy(name: str) -> pathlib.Path:
+        return pathlib.Path(shutil.copytree(bundles(name).folder, tmp_path / name))
+
+    return copy
+
+
+@pytest.fixture
+def digest_again() -> Callable[[pathlib.Path], None]:
+    """Writes the true sizes and digests into a damaged bundle's manifest, as an honest builder would have."""
+
+    def digest(folder: pathlib.Path) -> None:
+        manifest = json.loads((folder / MANIFEST_NAME).read_text("utf-8"))
+        for name in manifest["files"]:
+            content = (folder / name).read_bytes()
+            manifest["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        (folder / MANIFEST_NAME).write_text(json.dumps(manifest), "utf-8")
+
+    return digest

@@ -1,19 +1,13 @@
 """Runs commands in this process, and gives bundles to damage."""
 
-import contextlib
 import dataclasses
-import hashlib
 import json
-import pathlib
-import shutil
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
-from taylorseer.bundle import MANIFEST_NAME, Bundle
 from taylorseer.cli import main
 
 
@@ -48,7 +42,7 @@ def one_thread_each() -> None:
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs ``taylorseer ARGUMENTS``; an exception that is no user's mistake goes through."""
 
     def command(*arguments: object) -> Outcome:
@@ -60,31 +54,4 @@ def run(capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
             code = int(exit.code or 0)
         return Outcome(code, *capsys.readouterr())
 
-    handler = signal.getsignal(signal.SIGTERM)
-    with contextlib.ExitStack() as stack:
-        stack.callback(signal.signal, signal.SIGTERM, handler)
-        yield command
-
-
-@pytest.fixture
-def copied(bundles: Callable[..., Bundle], tmp_path: pathlib.Path) -> Callable[..., pathlib.Path]:
-    """Copies a shared tiny bundle, for damaging it."""
-
-    def copy(name: str) -> pathlib.Path:
-        return pathlib.Path(shutil.copytree(bundles(name).folder, tmp_path / name))
-
-    return copy
-
-
-@pytest.fixture
-def digest_again() -> Callable[[pathlib.Path], None]:
-    """Writes the true sizes and digests into a damaged bundle's manifest, as an honest builder would have."""
-
-    def digest(folder: pathlib.Path) -> None:
-        manifest = json.loads((folder / MANIFEST_NAME).read_text("utf-8"))
-        for name in manifest["files"]:
-            content = (folder / name).read_bytes()
-            manifest["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        (folder / MANIFEST_NAME).write_text(json.dumps(manifest), "utf-8")
-
-    return digest
+    return command

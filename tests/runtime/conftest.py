@@ -1,15 +1,11 @@
 """What the session's tests share: loaded bundles, requests, and bundles to damage."""
 
-import hashlib
-import json
-import pathlib
-import shutil
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import pytest
 
-from taylorseer.bundle import MANIFEST_NAME, Bundle
+from taylorseer.bundle import Bundle
 from taylorseer.config import CacheConfig
 from taylorseer.manifest import Layout
 from taylorseer.runtime.generation import random_conditions, sampler_for
@@ -58,27 +54,3 @@ def denoise_arguments() -> Request:
         return arguments | changes
 
     return request
-
-
-@pytest.fixture
-def copied(bundles: Callable[..., Bundle], tmp_path: pathlib.Path) -> Callable[[str], pathlib.Path]:
-    """Copies a shared tiny bundle, for damaging it."""
-
-    def copy(name: str) -> pathlib.Path:
-        return pathlib.Path(shutil.copytree(bundles(name).folder, tmp_path / name))
-
-    return copy
-
-
-@pytest.fixture
-def digest_again() -> Callable[[pathlib.Path], None]:
-    """Writes the true sizes and digests into a damaged bundle's manifest, as an honest builder would have."""
-
-    def digest(folder: pathlib.Path) -> None:
-        manifest = json.loads((folder / MANIFEST_NAME).read_text("utf-8"))
-        for name in manifest["files"]:
-            content = (folder / name).read_bytes()
-            manifest["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        (folder / MANIFEST_NAME).write_text(json.dumps(manifest), "utf-8")
-
-    return digest
