@@ -57,7 +57,8 @@ def split_stages(
         keep_dead: remember every feature whole, also what no forecast needs; for tests of exactly that.
 
     Raises:
-        GraphError: a computed block is left in the forecast graph, which would make forecasts slow without a word.
+        GraphError: attention, or a block's product with what was forecast, is left in the forecast graph, which would
+            make forecasts slow without a word.
     """
     forecast = model.clone()
     placeholders = _cut_features(forecast, [feature.value.name for feature in features])
@@ -75,7 +76,7 @@ def split_stages(
     dead = tuple(feature.name for feature in features if feature.name not in {item.name for item in live})
     for placeholder, item in zip(living, live, strict=True):
         _sum_of_state(forecast.graph, placeholder.value, item, order + 1)
-    _finish_inputs(forecast, order + 1)
+    _order_inputs(forecast)
 
     full = model.clone()
     values = {value.name: value for node in full.graph for value in node.outputs}
@@ -154,7 +155,7 @@ def _sum_of_state(graph: ir.Graph, placeholder: ir.Value, feature: LiveFeature, 
             name=f"state.{feature.name}.{index}", shape=placeholder.shape, type=ir.TensorType(feature.dtype)
         )
         graph.inputs.append(state)
-        term = _insert(graph, first, "Mul", [state, _coefficient(graph, first, index, slots, feature.dtype)], state)
+        term = _insert(graph, first, "Mul", [state, _coefficient(graph, index, slots, feature.dtype)], state)
         total = term if total is None else _insert(graph, first, "Add", [total, term], state)
     assert total is not None
     total.name = f"forecast.{feature.name}"
@@ -172,7 +173,7 @@ def _insert(
     return output
 
 
-def _coefficient(graph: ir.Graph, before: ir.Node, index: int, slots: int, dtype: ir.DataType) -> ir.Value:
+def _coefficient(graph: ir.Graph, index: int, slots: int, dtype: ir.DataType) -> ir.Value:
     """Return coefficient ``index`` as a tensor [1] of ``dtype``, made once per graph."""
     name = f"coefficient.{index}"
     for node in graph:
@@ -191,8 +192,8 @@ def _coefficient(graph: ir.Graph, before: ir.Node, index: int, slots: int, dtype
     return scalar
 
 
-def _finish_inputs(forecast: ir.Model, slots: int) -> None:
-    """Order the inputs: request, coefficients, state."""
+def _order_inputs(forecast: ir.Model) -> None:
+    """The request first, then coefficients, then state."""
     inputs = list(forecast.graph.inputs)
     state = [value for value in inputs if str(value.name).startswith("state.")]
     rest = [value for value in inputs if not str(value.name).startswith("state.") and value.name != "coefficients"]

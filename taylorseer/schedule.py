@@ -67,9 +67,6 @@ class CacheSchedule:
         """``steps / len(full_steps)``: the speed-up if a forecast step cost nothing."""
         return self.steps / len(self.full_steps)
 
-    compute_ratio = ideal_speedup
-    """The same number, where steps are compared rather than times."""
-
     def is_full(self, step: int) -> bool:
         """Whether the transformer runs at ``step``; IndexError outside the loop."""
         return self.last_full_step(step) == step

@@ -11,7 +11,7 @@ __all__ = ["make_reshapes_static"]
 
 
 def make_reshapes_static(model: ir.Model) -> bool:
-    """Give every Reshape and Expand-free shape computation a constant shape where one dimension at most is dynamic.
+    """Give every Reshape a constant shape where one dimension at most is dynamic, in place.
 
     Requires: shapes of Reshape outputs are known but for dynamic dimensions.  Ensures: the same values.
     """

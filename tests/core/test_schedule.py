@@ -102,7 +102,6 @@ def test_the_shortest_loop_has_nine_steps() -> None:
 def test_ideal_speedup_is_steps_over_full_steps() -> None:
     schedule = interval_schedule(50, 6, 3)
     assert schedule.ideal_speedup == 5.0
-    assert schedule.compute_ratio == 5.0
 
 
 @pytest.mark.parametrize("steps", [1, 8, 50])
