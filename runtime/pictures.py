@@ -4,12 +4,9 @@ Images are uint8 [H, W, 3] in 0 to 255; they are enlarged by whole factors, pixe
 smoothed away.
 """
 
-import errno
 import io
 import math
-import os
 import re
-import secrets
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taylorseer.errors import DependencyError, OutputError, ShapeError
+from taylorseer.runtime.whole_file import write_whole
 
 try:
     from PIL import Image, ImageDraw, ImageFont
@@ -100,28 +98,7 @@ def save_png(image: Image.Image | Picture, path: Path, *, text: Mapping[str, str
         notes.add_text(name, value)
     encoded = io.BytesIO()
     picture.save(encoded, format="PNG", pnginfo=notes)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(path, encoded.getvalue())
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        advice = "Free some space" if full else "Check that the folder exists and may be written"
-        reason = error.strerror or error
-        raise OutputError(f"{path} cannot be written: {reason}. {advice}, or choose another folder.") from error
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write beside ``path`` and rename, so that no reader and no crash ever sees a part of the file."""
-    partial = path.with_name(f".{secrets.token_hex(8)}.partial")
-    try:
-        with partial.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    write_whole(path, encoded.getvalue())
 
 
 def _checked(rows: Sequence[Sequence[Picture]], scale: int) -> list[list[Picture]]:

@@ -1,7 +1,7 @@
 """``taylorseer generate``: prompts to a picture."""
 
 import argparse
-import contextlib
+import io
 import pathlib
 import statistics
 import zipfile
@@ -15,8 +15,6 @@ from taylorseer.config import CacheConfig
 from taylorseer.errors import DependencyError, InputError, OutputError
 
 if TYPE_CHECKING:
-    import numpy.typing
-
     from taylorseer.runtime.generation import Generated
 
 __all__ = ["add_options", "run"]
@@ -109,9 +107,13 @@ def _save(made: "list[Generated]", options: argparse.Namespace) -> None:
     """Write a picture of all images, or their latents where the model has no decoder here."""
     import numpy as np
 
+    from taylorseer.runtime.whole_file import write_whole
+
     path = pathlib.Path(options.output)
     if path.suffix.lower() == ".npy":
-        _save_latents(np.concatenate([image.latent for image in made]), path)
+        encoded = io.BytesIO()
+        np.save(encoded, np.concatenate([image.latent for image in made]))
+        write_whole(path, encoded.getvalue())
         return
     from taylorseer.runtime.pictures import grid, save_png
 
@@ -120,20 +122,3 @@ def _save(made: "list[Generated]", options: argparse.Namespace) -> None:
         assert item.image is not None  # the decoder was checked before the loop
         frames += list(item.image) if item.image.ndim == 4 else [item.image]
     save_png(grid(frames, scale=options.scale), path)
-
-
-def _save_latents(latents: "numpy.typing.NDArray[Any]", path: pathlib.Path) -> None:
-    """Write ``latents`` to ``path``, whole or not at all."""
-    import numpy as np
-
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            np.save(file, latents)
-        partial.replace(path)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error}. Give another --output.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
