@@ -1,6 +1,7 @@
 """``export()``: from a model's name to the two graphs of a bundle, as one flat function."""
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,9 +14,11 @@ from taylorseer.config import CacheConfig
 from taylorseer.exporter.checkpoints import Checkpoint
 from taylorseer.exporter.families import FAMILIES, ModelInput, NamedModel, Sizes
 from taylorseer.exporter.features import find_features
+from taylorseer.exporter.imported import ImportedModel, import_model, place_weights, require_precision
 from taylorseer.exporter.passes.cleaning import clean
 from taylorseer.exporter.stages import LiveFeature, Stages, split_stages
 from taylorseer.exporter.tracing import TORCH_DTYPES, trace
+from taylorseer.exporter.update import update_graph
 from taylorseer.exporter.weights import RandomWeights, WeightSource, attach_weights, store_weights
 from taylorseer.manifest import (
     FORMAT_VERSION,
@@ -29,7 +32,7 @@ from taylorseer.manifest import (
     TensorSpec,
 )
 
-__all__ = ["ExportRequest", "export", "split_model", "traced_model"]
+__all__ = ["ExportRequest", "export", "imported_model", "split_model", "traced_model"]
 
 Progress = Callable[[str, float], None]
 """Called with what is being done and the fraction (0..1) of the export that is behind."""
@@ -48,6 +51,8 @@ class ExportRequest:
     """The bundle's default; its order is the largest that the graphs serve."""
     checkpoint: Checkpoint | None = None
     """None: random weights."""
+    onnx: pathlib.Path | None = None
+    """A model that was exported elsewhere, with its weights: split instead of a trace, and instead of a checkpoint."""
     graphs_only: bool = False
     """Leave the weights out: for inspecting a model of any size, not for running it."""
 
@@ -57,15 +62,24 @@ def export(request: ExportRequest, draft: BundleDraft, progress: Progress = lamb
 
     Raises:
         ModelError: sizes that the family does not have.
-        CheckpointError: a checkpoint of another family or size.
+        CheckpointError: a checkpoint or an ONNX file that is missing, or of another family or size.
         GraphError: features that were not found, or a graph that cannot be split.
         OutputError: too little space for the weights.
     """
-    progress("tracing the transformer", 0.0)
-    model, inputs = traced_model(request)
-    features = find_features(model.graph, FAMILIES[request.model.family].features)
     graphs = draft.path("graphs/full.onnx").parent
-    if not request.graphs_only:
+    if request.onnx is not None:
+        progress("opening the ONNX file", 0.0)
+        imported, inputs = imported_model(request, request.onnx)
+        model = imported.model
+    else:
+        progress("tracing the transformer", 0.0)
+        model, inputs = traced_model(request)
+    features = find_features(model.graph, FAMILIES[request.model.family].features)
+    if request.onnx is not None:
+        require_precision(features, request.precision, request.onnx)
+        if not request.graphs_only:
+            place_weights(imported.files, graphs, lambda part: progress("copying the weights", 0.6 + 0.3 * part))
+    elif not request.graphs_only:
         progress("storing the weights", 0.6)
         source = _weight_source(request, model)
         attach_weights(model, source, TORCH_DTYPES[request.precision])
@@ -80,10 +94,14 @@ def export(request: ExportRequest, draft: BundleDraft, progress: Progress = lamb
         path = draft.path(f"graphs/{kind}.onnx")
         ir.save(_releasable(graph), path)
         specs[kind] = _graph_spec(graph, f"graphs/{kind}.onnx", inputs)
+    pipeline = _pipeline(request, specs["full"])
+    update = update_graph(specs["full"], pipeline)
+    ir.save(_releasable(update), draft.path("graphs/update.onnx"))
+    specs["update"] = _graph_spec(update, "graphs/update.onnx", inputs)
     if request.checkpoint is not None:
         request.checkpoint.copy_words(draft)
     progress("exported", 1.0)
-    return _manifest(request, stages, specs)
+    return _manifest(request, stages, specs, pipeline)
 
 
 def traced_model(request: ExportRequest) -> tuple[ir.Model, tuple[ModelInput, ...]]:
@@ -94,6 +112,14 @@ def traced_model(request: ExportRequest) -> tuple[ir.Model, tuple[ModelInput, ..
     model = trace(family, config, inputs, constants, request.precision)
     clean(model)
     return model, inputs
+
+
+def imported_model(request: ExportRequest, file: pathlib.Path) -> tuple[ImportedModel, tuple[ModelInput, ...]]:
+    """Return the cleaned graph of the transformer in the ONNX file, and its inputs."""
+    family, config = FAMILIES[request.model.family], model_config(request)
+    inputs = family.inputs(config, request.model, request.sizes)
+    constants = family.constants(config, request.model, request.sizes)
+    return import_model(file, family, inputs, constants), inputs
 
 
 def split_model(request: ExportRequest, *, keep_dead: bool = False) -> Stages:
@@ -174,7 +200,12 @@ def _tensor_spec(value: ir.Value, roles: Mapping[str, Role]) -> TensorSpec:
     shape = tuple(size if isinstance(size, int) else "batch" for size in value.shape)
     dtype = value.dtype.numpy().name
     fixed: dict[str, Role] = {
+        "latent": "latent",
+        "next_latent": "next_latent",
         "prediction": "prediction",
+        "clip": "clip",
+        "probe": "probe",
+        "update_numbers": "update_numbers",
         "coefficients": "coefficients",
         "difference_scales": "difference_scales",
     }
@@ -193,16 +224,22 @@ def _feature_spec(feature: LiveFeature) -> FeatureSpec:
     return FeatureSpec(name=feature.name, shape=feature.shape, dtype=feature.dtype.numpy().name, rows=feature.rows)
 
 
-def _manifest(request: ExportRequest, stages: Stages, graphs: dict[str, GraphSpec]) -> Manifest:
+def _pipeline(request: ExportRequest, full: GraphSpec) -> PipelineSpec:
+    """Return the named model's pipeline, as far as the checkpoint and the graph agree."""
     pipeline: PipelineSpec = request.model.pipeline
-    origin = "random"
     if request.checkpoint is not None:
-        origin = request.checkpoint.weights.origin
         pipeline = dataclasses.replace(pipeline, scheduler=request.checkpoint.scheduler or pipeline.scheduler)
     else:
         pipeline = dataclasses.replace(pipeline, text="none")
-    if not any(spec.role == "guidance" for spec in graphs["full"].inputs) and pipeline.guidance_mode == "embedded":
+    if not any(spec.role == "guidance" for spec in full.inputs) and pipeline.guidance_mode == "embedded":
         pipeline = dataclasses.replace(pipeline, guidance_mode="none")
+    return pipeline
+
+
+def _manifest(request: ExportRequest, stages: Stages, graphs: dict[str, GraphSpec], pipeline: PipelineSpec) -> Manifest:
+    origin = "random" if request.checkpoint is None else request.checkpoint.weights.origin
+    if request.onnx is not None:
+        origin = f"onnx:{request.onnx.name}"
     if request.graphs_only:
         origin = "none"
     return Manifest(

@@ -1,12 +1,19 @@
 """What the session needs from whatever executes the graphs: memory that stays, and calls bound to it once."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Backend", "Buffer", "Call", "Engine", "HostBuffer"]
+from taylorseer.runtime.exchange import DeviceArray
+from taylorseer.runtime.memory import MemoryPlan
+
+__all__ = ["Backend", "Buffer", "Call", "CallSequence", "Clock", "Engine", "Memory", "Probe", "StepInputs", "StepTable"]
+
+StepTable = Mapping[str, NDArray[Any]]
+"""For each step input an array [steps, ...] of the input's own shape and dtype."""
 
 
 class Buffer(Protocol):
@@ -24,23 +31,28 @@ class Buffer(Protocol):
     def nbytes(self) -> int:
         """Bytes."""
 
-    def clear(self) -> None:
-        """Fill with zeros."""
-
-
-class HostBuffer(Buffer, Protocol):
-    """A buffer that the CPU reads and writes in place."""
-
     @property
-    def host(self) -> NDArray[Any]:
-        """A NumPy view of the memory; writing to it is how inputs are set."""
+    def address(self) -> int:
+        """Where the tensor begins, in the backend's address space."""
+
+    def write(self, values: NDArray[Any] | DeviceArray, *, repeat: int = 1) -> None:
+        """Copy in ``values``, ``repeat`` times one after another along the first axis, in order with the calls."""
+
+    def read(self, rows: int | None = None) -> NDArray[Any]:
+        """Return a copy of the first rows, or of all, after everything that was asked before has happened."""
+
+    def export(self, rows: int) -> Any:
+        """Return a copy of the first rows where the backend has them, for DLPack; without waiting."""
+
+    def clear(self) -> None:
+        """Fill with zeros, in order with the calls."""
 
 
 class Call(Protocol):
-    """An engine with every input and output bound to a buffer."""
+    """Engines with every input and output bound to a buffer."""
 
     def run(self) -> None:
-        """Execute the engine on its buffers; allocates nothing."""
+        """Execute, or enqueue where the backend is asynchronous; calls happen in the order of their runs."""
 
 
 class Engine(Protocol):
@@ -50,14 +62,84 @@ class Engine(Protocol):
         """Bind inputs and outputs, by name, to buffers of the right shape and dtype."""
 
 
+class StepInputs(Protocol):
+    """The small tensors that differ from step to step: timestep, coefficients, update numbers."""
+
+    def load(self, table: StepTable) -> None:
+        """Take the values of all steps of a request."""
+
+    def select(self, step: int) -> None:
+        """Let the buffers hold the values of ``step``, in order with the calls."""
+
+
+class Probe(Protocol):
+    """Watches one float32 number [1] without stopping for it."""
+
+    def send(self) -> None:
+        """Fetch the number as the calls so far leave it, in order with them."""
+
+    def latest(self) -> float:
+        """Return the newest number that has arrived."""
+
+    def reset(self) -> None:
+        """Forget what has arrived."""
+
+
+class Clock(Protocol):
+    """Marks moments in the order of the calls."""
+
+    def mark(self) -> None:
+        """Mark this moment."""
+
+    def wait(self) -> None:
+        """Wait for the last mark."""
+
+    def seconds(self) -> NDArray[np.float64]:
+        """Wait for the last mark; return the time between consecutive marks, and forget them."""
+
+
+class Memory(Protocol):
+    """The buffers of one session, by the names of its memory plan; all made at once, and freed at once."""
+
+    def __getitem__(self, name: str) -> Buffer:
+        """Return a buffer."""
+
+    def step_inputs(self) -> StepInputs:
+        """Return what feeds the plan's step inputs."""
+
+    def probe(self, name: str) -> Probe:
+        """Return a probe of the buffer ``name``."""
+
+    def close(self) -> None:
+        """Free everything; the buffers may not be used afterwards."""
+
+
 class Backend(Protocol):
     """Loads engines and owns the memory that they work on."""
 
     def load(self, kind: str) -> Engine:
-        """Return the engine of the graph ``full`` or ``forecast``."""
+        """Return the engine of the graph ``full``, ``forecast`` or ``update``."""
 
-    def allocate(self, shape: tuple[int, ...], dtype: str) -> HostBuffer:
-        """Return a zeroed buffer for what the loop writes and reads: latent, coefficients, prediction."""
+    def reserve(self, plan: MemoryPlan) -> Memory:
+        """Allocate all memory of a session, zeroed."""
 
-    def allocate_state(self, shape: tuple[int, ...], dtype: str) -> Buffer:
-        """Return a zeroed buffer where the engines work, for what only they touch."""
+    def sequence(self, calls: Sequence[Call]) -> Call:
+        """Return one call that does ``calls`` one after another, as cheaply as the backend can."""
+
+    def clock(self, marks: int) -> Clock:
+        """Return a clock for up to ``marks`` marks."""
+
+    def scratch_bytes(self) -> int:
+        """Return the bytes of working memory that the engines share within a session."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CallSequence:
+    """Calls that run one after another."""
+
+    calls: tuple[Call, ...]
+
+    def run(self) -> None:
+        """Run them all."""
+        for call in self.calls:
+            call.run()

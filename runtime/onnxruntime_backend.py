@@ -1,75 +1,17 @@
 """The ONNX Runtime backend: graphs run where they lie, inputs and outputs are bound by address."""
 
-import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from taylorseer.bundle import Bundle
-from taylorseer.errors import BackendError, DependencyError
-from taylorseer.runtime.backend import Buffer, Call, Engine, HostBuffer
+from taylorseer.errors import BackendError, DependencyError, MemoryPlanError
+from taylorseer.runtime.backend import Buffer, Call, CallSequence, Clock, Engine, Memory
+from taylorseer.runtime.memory import MemoryPlan
+from taylorseer.runtime.onnxruntime_memory import DeviceBuffer, OnnxRuntimeMemory, WallClock, host_memory
 
-__all__ = ["ArrayBuffer", "DeviceBuffer", "OnnxRuntimeBackend"]
-
-Placement = tuple[str, int, Any, tuple[int, ...], int]
-"""Device, its number, dtype, shape, address."""
+__all__ = ["OnnxRuntimeBackend"]
 
 _DEVICES = {"CPUExecutionProvider": "cpu", "CUDAExecutionProvider": "cuda"}
-
-
-@dataclasses.dataclass(frozen=True)
-class ArrayBuffer:
-    """A C-contiguous NumPy array in host memory."""
-
-    host: NDArray[Any]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Sizes of the tensor."""
-        return self.host.shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Element type."""
-        return self.host.dtype
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes."""
-        return self.host.nbytes
-
-    def clear(self) -> None:
-        """Fill with zeros."""
-        self.host.fill(0)
-
-    def placement(self) -> Placement:
-        """Return what ONNX Runtime's bindings want to know."""
-        return "cpu", 0, self.dtype, self.shape, self.host.ctypes.data
-
-
-class DeviceBuffer:
-    """A tensor in the memory of an execution provider's device."""
-
-    def __init__(self, onnxruntime: Any, shape: tuple[int, ...], dtype: str, device: str) -> None:
-        self.shape, self.dtype = shape, np.dtype(dtype)
-        self._device = device
-        self._value = onnxruntime.OrtValue.ortvalue_from_shape_and_type(list(shape), self.dtype.type, device, 0)
-        self.clear()
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes."""
-        return int(np.prod(self.shape)) * self.dtype.itemsize
-
-    def clear(self) -> None:
-        """Fill with zeros."""
-        self._value.update_inplace(np.zeros(self.shape, self.dtype))
-
-    def placement(self) -> Placement:
-        """Return what ONNX Runtime's bindings want to know."""
-        return self._device, 0, self.dtype, self.shape, int(self._value.data_ptr())
 
 
 class OnnxRuntimeBackend:
@@ -97,6 +39,11 @@ class OnnxRuntimeBackend:
                 f"The bundle {str(bundle.folder)!r} was built with --graphs-only and has no weights: build it without "
                 "that option to run it."
             )
+        if bundle.manifest.engine.backend == "none":
+            raise BackendError(
+                f"The bundle {str(bundle.folder)!r} was built with --backend none and has no engines: build it with "
+                "--backend onnxruntime to run it here."
+            )
         self._provider = bundle.manifest.engine.provider or "CPUExecutionProvider"
         if self._provider not in _DEVICES or self._provider not in onnxruntime.get_available_providers():
             raise BackendError(
@@ -113,7 +60,7 @@ class OnnxRuntimeBackend:
         self._options.add_session_config_entry("session.force_spinning_stop", "1")
 
     def load(self, kind: str) -> Engine:
-        """Return the engine of the graph ``full`` or ``forecast``.
+        """Return the engine of the graph ``full``, ``forecast`` or ``update``.
 
         Raises:
             BackendError: ONNX Runtime refuses the graph.
@@ -138,14 +85,34 @@ class OnnxRuntimeBackend:
             )
         return _OnnxRuntimeEngine(session)
 
-    def allocate(self, shape: tuple[int, ...], dtype: str) -> HostBuffer:
-        """Return a zeroed buffer in host memory."""
-        return ArrayBuffer(np.zeros(shape, dtype))
+    def reserve(self, plan: MemoryPlan) -> Memory:
+        """Allocate all memory of a session, zeroed.
 
-    def allocate_state(self, shape: tuple[int, ...], dtype: str) -> Buffer:
-        """Return a zeroed buffer on the provider's device."""
+        Raises:
+            MemoryPlanError: the machine has too little memory.
+        """
         device = _DEVICES[self._provider]
-        return self.allocate(shape, dtype) if device == "cpu" else DeviceBuffer(self._ort, shape, dtype, device)
+        try:
+            if device != "cpu":
+                return OnnxRuntimeMemory(plan, lambda tensor: DeviceBuffer(self._ort, tensor, device))
+            return host_memory(plan)
+        except (MemoryError, RuntimeError) as error:
+            raise MemoryPlanError(
+                f"{plan.total_bytes / 1e9:.2f} GB could not be reserved on the {device.upper()}: {error}. "
+                "Ask for fewer images at a time, or a lower order."
+            ) from error
+
+    def sequence(self, calls: Sequence[Call]) -> Call:
+        """Return one call that does ``calls`` one after another."""
+        return CallSequence(tuple(calls))
+
+    def clock(self, marks: int) -> Clock:
+        """Return a clock of the host's time: calls are synchronous."""
+        return WallClock()
+
+    def scratch_bytes(self) -> int:
+        """Return 0: ONNX Runtime keeps its working memory to itself."""
+        return 0
 
 
 class _OnnxRuntimeEngine:

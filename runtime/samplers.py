@@ -1,20 +1,20 @@
-"""Diffusers' noise schedulers in NumPy: what turns a prediction into the latent of the next denoising step.
+"""Diffusers' noise schedulers as data: what turns a prediction into the latent of the next denoising step.
 
 Two are here, those of the served model families: flow matching with Euler steps (FLUX, HunyuanVideo) and
 deterministic DDIM (DiT).  Both are configured by diffusers' own ``scheduler_config.json`` and follow it to
-float32 rounding or refuse: an option that would change the image is never ignored.
-
-A sampler belongs to one request.  It allocates in :meth:`Sampler.prepare` and never in :meth:`Sampler.step`.
+float32 rounding or refuse: an option that would change the image is never ignored.  What comes out is a table of
+numbers, which the update graph applies where the latent lies.
 """
 
+import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from taylorseer.errors import InputError, ShapeError
+from taylorseer.manifest import UpdateNumber
 from taylorseer.runtime.sampler_options import (
     SCHEDULERS,
     DDIMConfig,
@@ -24,29 +24,43 @@ from taylorseer.runtime.sampler_options import (
     require_choice,
 )
 
-__all__ = ["DDIM", "FlowMatchEuler", "Sampler", "sampler_from_config"]
+__all__ = ["Sampler", "ddim", "flow_match_euler", "sampler_from_config"]
 
 Floats = NDArray[np.float32]
 
 
-class Sampler(Protocol):
-    """The noise scheduler's update, one call a denoising step."""
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """A noise scheduler for one number of denoising steps, as numbers that the update graph applies."""
 
-    steps: int
-    """Number of denoising steps."""
     timesteps: Floats
     """float32 [steps]: diffusers' ``scheduler.timesteps``, before any scaling of the model family."""
-    initial_noise_scale: float
+    updates: Floats
+    """float32 [steps, 5]: the factors of :class:`~taylorseer.manifest.UpdateNumber` from LATENT to CLEAN_PREDICTION."""
+    clip: float | None = None
+    """The clean sample is clipped to [-clip, clip]; None: it is not, and the last three factors are 0."""
+    initial_noise_scale: float = 1.0
     """Factor for the standard normal noise that the loop starts from: diffusers' ``init_noise_sigma``."""
 
-    def prepare(self, shape: Sequence[int]) -> None:
-        """Reserve the scratch memory for latents of ``shape``; :meth:`step` does it when nobody has."""
+    @property
+    def steps(self) -> int:
+        """Number of denoising steps."""
+        return len(self.timesteps)
 
-    def step(self, latent: Floats, prediction: Floats, step: int) -> None:
-        """Update float32 ``latent`` in place with the model's ``prediction``, of the same shape and dtype."""
+    def step(self, latent: Floats, prediction: Floats, step: int) -> Floats:
+        """Return the latent after denoising step ``step``: the update graph's arithmetic in NumPy, as its reference.
+
+        Raises ShapeError unless both are float32 and of one shape, and IndexError outside the loop.
+        """
+        _check_step(latent, prediction, step, self.steps)
+        a, b, clean, from_latent, from_prediction = self.updates[step]
+        following: Floats = a * latent + b * prediction
+        if self.clip is not None:
+            following += clean * np.clip(from_latent * latent + from_prediction * prediction, -self.clip, self.clip)
+        return following
 
 
-class FlowMatchEuler:
+def flow_match_euler(config: FlowMatchEulerConfig, steps: int, *, tokens: int | None = None) -> Sampler:
     """Euler steps along the straight path from noise (sigma 1) to image (sigma 0): x += (sigma' - sigma) * v.
 
     The unshifted sigmas are 1, 1 - 1/steps, ..., 1/steps: what FluxPipeline passes to the scheduler
@@ -57,82 +71,42 @@ class FlowMatchEuler:
     ``tokens``: image tokens of one latent, needed under ``use_dynamic_shifting`` and unused otherwise.
     Raises InputError for fewer than one step, or when ``tokens`` is needed and missing.
     """
-
-    def __init__(self, config: FlowMatchEulerConfig, steps: int, *, tokens: int | None = None) -> None:
-        require(steps >= 1, "steps", steps, "at least 1")
-        sigmas = _shifted(np.linspace(1.0, 1 / steps, steps).astype(np.float32), config, tokens)
-        self.steps = steps
-        self.sigmas: Floats = np.append(sigmas, np.float32(0.0))
-        self.timesteps: Floats = sigmas * np.float32(config.num_train_timesteps)
-        self.initial_noise_scale = 1.0
-        self._increments = np.diff(self.sigmas)
-        self._scratch = np.empty(0, np.float32)
-
-    def prepare(self, shape: Sequence[int]) -> None:
-        """Reserve one float32 array of ``shape``."""
-        if self._scratch.shape != tuple(shape):
-            self._scratch = np.empty(shape, np.float32)
-
-    def step(self, latent: Floats, prediction: Floats, step: int) -> None:
-        """Update ``latent`` in place with the predicted velocity.  Raises ShapeError, IndexError."""
-        _check_step(latent, prediction, step, self.steps)
-        self.prepare(latent.shape)
-        np.multiply(prediction, self._increments[step], out=self._scratch)
-        np.add(latent, self._scratch, out=latent)
+    require(steps >= 1, "steps", steps, "at least 1")
+    sigmas = _shifted(np.linspace(1.0, 1 / steps, steps).astype(np.float32), config, tokens)
+    updates = np.zeros((steps, 5), np.float32)
+    updates[:, UpdateNumber.LATENT] = 1
+    updates[:, UpdateNumber.PREDICTION] = np.diff(np.append(sigmas, np.float32(0.0)))
+    return Sampler(sigmas * np.float32(config.num_train_timesteps), updates)
 
 
-class DDIM:
-    """Deterministic DDIM (eta = 0): formula 12 of arXiv:2010.02502, ordered as in ``DDIMScheduler``.
+def ddim(config: DDIMConfig, steps: int) -> Sampler:
+    """Deterministic DDIM (eta = 0): formula 12 of arXiv:2010.02502.
+
+    With the noise level's signal a and noise b (a^2 + b^2 = 1), the clean sample is ``(x - b e) / a`` of predicted
+    noise e, or ``a x - b v`` of predicted velocity v; the noise is e, or ``a v + b x``; and the next latent is
+    ``a' clean + b' noise``.  What is linear in x and the prediction is multiplied out, in float64.
 
     Raises InputError when ``steps`` does not fit the training noise levels.
     """
-
-    def __init__(self, config: DDIMConfig, steps: int) -> None:
-        timesteps = _ddim_timesteps(config, steps)
-        kept = _kept_signal(config)
-        previous = timesteps - config.num_train_timesteps // steps
-        last = np.float32(1.0) if config.set_alpha_to_one else kept[0]
-        before: Floats = np.where(previous >= 0, kept[np.maximum(previous, 0)], last)
-        self.steps = steps
-        self.timesteps: Floats = timesteps.astype(np.float32)
-        self.initial_noise_scale = 1.0
-        self._signal, self._noise = np.sqrt(kept[timesteps]), np.sqrt(1 - kept[timesteps])
-        self._next_signal, self._next_noise = np.sqrt(before), np.sqrt(1 - before)
-        self._limit = config.clip_sample_range if config.clip_sample else None
-        self._predicts_noise = config.prediction_type == "epsilon"
-        self._clean = self._residual = np.empty(0, np.float32)
-
-    def prepare(self, shape: Sequence[int]) -> None:
-        """Reserve two float32 arrays of ``shape``: the predicted clean sample and the predicted noise."""
-        if self._clean.shape != tuple(shape):
-            self._clean, self._residual = np.empty(shape, np.float32), np.empty(shape, np.float32)
-
-    def step(self, latent: Floats, prediction: Floats, step: int) -> None:
-        """Update ``latent`` in place with the predicted noise or velocity.  Raises ShapeError, IndexError."""
-        _check_step(latent, prediction, step, self.steps)
-        self.prepare(latent.shape)
-        clean, residual = self._clean, self._residual
-        residual_source = self._split(latent, prediction, step)
-        if self._limit is not None:
-            np.clip(clean, -self._limit, self._limit, out=clean)
-        np.multiply(residual_source, self._next_noise[step], out=residual)
-        np.multiply(clean, self._next_signal[step], out=latent)
-        np.add(latent, residual, out=latent)
-
-    def _split(self, latent: Floats, prediction: Floats, step: int) -> Floats:
-        """Write the predicted clean sample into its scratch and return the predicted noise."""
-        signal, noise, clean, residual = self._signal[step], self._noise[step], self._clean, self._residual
-        np.multiply(prediction, noise, out=residual)
-        if self._predicts_noise:
-            np.subtract(latent, residual, out=clean)
-            np.divide(clean, signal, out=clean)
-            return prediction
-        np.multiply(latent, signal, out=clean)
-        np.subtract(clean, residual, out=clean)
-        np.multiply(prediction, signal, out=residual)
-        np.multiply(latent, noise, out=latent)  # the old latent is not needed after this
-        np.add(residual, latent, out=residual)
-        return residual
+    timesteps = _ddim_timesteps(config, steps)
+    kept = _kept_signal(config)
+    previous = timesteps - config.num_train_timesteps // steps
+    last = np.float32(1.0) if config.set_alpha_to_one else kept[0]
+    before = np.where(previous >= 0, kept[np.maximum(previous, 0)], last).astype(np.float64)
+    signal, noise = np.sqrt(kept[timesteps].astype(np.float64)), np.sqrt(1 - kept[timesteps].astype(np.float64))
+    zero, one = np.zeros(steps), np.ones(steps)
+    if config.prediction_type == "epsilon":
+        clean, residual = (1 / signal, -noise / signal), (zero, one)
+    else:
+        clean, residual = (signal, -noise), (noise, signal)
+    next_signal, next_noise = np.sqrt(before), np.sqrt(1 - before)
+    if config.clip_sample:
+        factors = [next_noise * residual[0], next_noise * residual[1], next_signal, *clean]
+    else:
+        linear = [next_signal * clean[i] + next_noise * residual[i] for i in (0, 1)]
+        factors = [*linear, zero, zero, zero]
+    clip = config.clip_sample_range if config.clip_sample else None
+    return Sampler(timesteps.astype(np.float32), np.stack(factors, axis=1).astype(np.float32), clip)
 
 
 def sampler_from_config(config: Mapping[str, object], steps: int, *, tokens: int | None = None) -> Sampler:
@@ -146,9 +120,9 @@ def sampler_from_config(config: Mapping[str, object], steps: int, *, tokens: int
     name = str(config.get("_class_name"))
     require_choice("_class_name", name, tuple(SCHEDULERS))
     if name == "DDIMScheduler":
-        return DDIM(DDIMConfig(**honored_options(config, DDIMConfig, SCHEDULERS[name])), steps)
+        return ddim(DDIMConfig(**honored_options(config, DDIMConfig, SCHEDULERS[name])), steps)
     options = honored_options(config, FlowMatchEulerConfig, SCHEDULERS[name])
-    return FlowMatchEuler(FlowMatchEulerConfig(**options), steps, tokens=tokens)
+    return flow_match_euler(FlowMatchEulerConfig(**options), steps, tokens=tokens)
 
 
 def _shifted(sigmas: Floats, config: FlowMatchEulerConfig, tokens: int | None) -> Floats:

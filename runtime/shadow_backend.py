@@ -5,14 +5,15 @@ of earlier ones.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from taylorseer.manifest import Manifest
-from taylorseer.runtime.backend import Backend, Buffer, Call, Engine, HostBuffer
+from taylorseer.runtime.backend import Backend, Buffer, Call, CallSequence, Clock, Engine, Memory
+from taylorseer.runtime.memory import MemoryPlan
 
 __all__ = ["ShadowBackend", "relative_error"]
 
@@ -33,27 +34,40 @@ class ShadowBackend:
         self.errors: list[tuple[str, float]] = []
         """(graph kind, relative error of the prediction), one entry a denoising step."""
         self._inner, self._predict = inner, predict
-        roles = ("latent", "timestep", "guidance", "condition")
-        self._names = [spec.name for spec in manifest.graphs["full"].inputs if spec.role in roles]
+        self._memory: Memory
+        inputs = manifest.graphs["full"].inputs
+        self._names = [spec.name for spec in inputs if spec.role in ("timestep", "guidance", "condition")]
+        (self._latent,) = (spec.name for spec in inputs if spec.role == "latent")
 
     def load(self, kind: str) -> Engine:
-        """Return the engine ``kind`` of the wrapped backend, shadowed."""
-        return _ShadowEngine(self, kind, self._inner.load(kind))
+        """Return the engine ``kind`` of the wrapped backend, shadowed where it predicts."""
+        engine = self._inner.load(kind)
+        return engine if kind == "update" else _ShadowEngine(self, kind, engine)
 
-    def allocate(self, shape: tuple[int, ...], dtype: str) -> HostBuffer:
-        """Return a buffer of the wrapped backend."""
-        return self._inner.allocate(shape, dtype)
+    def reserve(self, plan: MemoryPlan) -> Memory:
+        """Return memory of the wrapped backend."""
+        self._memory = self._inner.reserve(plan)
+        return self._memory
 
-    def allocate_state(self, shape: tuple[int, ...], dtype: str) -> Buffer:
-        """Return a buffer of the wrapped backend."""
-        return self._inner.allocate_state(shape, dtype)
+    def sequence(self, calls: Sequence[Call]) -> Call:
+        """Return one call that does ``calls`` one after another."""
+        return CallSequence(tuple(calls))
 
-    def check(self, kind: str, tensors: Mapping[str, Any]) -> None:
+    def clock(self, marks: int) -> Clock:
+        """Return a clock of the wrapped backend."""
+        return self._inner.clock(marks)
+
+    def scratch_bytes(self) -> int:
+        """Return what the wrapped backend needs."""
+        return self._inner.scratch_bytes()
+
+    def check(self, kind: str, tensors: Mapping[str, Buffer]) -> None:
         """Compare the prediction that the engine left with the reference's, and put that in its place."""
-        prediction = tensors["prediction"].host
-        expected = self._predict(len(self.errors), {name: tensors[name].host for name in self._names})
-        self.errors.append((kind, relative_error(prediction, expected)))
-        np.copyto(prediction, expected)
+        step = len(self.errors)
+        values = {name: self._memory[name].read() for name in self._names}
+        expected = self._predict(step, values | {self._latent: self._memory[f"latent.{step % 2}"].read()})
+        self.errors.append((kind, relative_error(tensors["prediction"].read(), expected)))
+        tensors["prediction"].write(expected)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,14 +10,17 @@ __all__ = [
     "BundleError",
     "CheckpointError",
     "DependencyError",
+    "DeviceError",
     "GraphError",
     "InputError",
+    "MemoryPlanError",
     "ModelError",
     "NonFiniteError",
     "OutputError",
     "PromptError",
     "ScheduleError",
     "ShapeError",
+    "StoreError",
     "TaylorSeerError",
     "VersionError",
 ]
@@ -55,8 +58,20 @@ class OutputError(TaylorSeerError):
     """An output folder that exists, cannot be written, or a disk that is full."""
 
 
+class StoreError(TaylorSeerError):
+    """An engine store that cannot be read, or a plan in it that is missing or damaged."""
+
+
 class BackendError(TaylorSeerError):
     """A backend that is missing, or refuses a graph, a precision or a device."""
+
+
+class DeviceError(BackendError):
+    """A GPU, a driver or a CUDA call that failed; after a sticky error the device is not used again."""
+
+
+class MemoryPlanError(BackendError):
+    """A session that does not fit the device's free memory."""
 
 
 class DependencyError(TaylorSeerError):

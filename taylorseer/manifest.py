@@ -4,6 +4,7 @@ The manifest is the only thing the three stages share; :mod:`taylorseer.manifest
 """
 
 import dataclasses
+import enum
 from typing import Any, Literal
 
 __all__ = [
@@ -15,11 +16,13 @@ __all__ = [
     "Layout",
     "Manifest",
     "PipelineSpec",
+    "PlanSpec",
     "Role",
     "TensorSpec",
+    "UpdateNumber",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised whenever an older reader would misread a newer manifest."""
 
 Role = Literal[
@@ -33,9 +36,31 @@ Role = Literal[
     "previous",
     "feature",
     "prediction",
+    "update_numbers",
+    "next_latent",
+    "probe",
+    "clip",
 ]
 
 Layout = Literal["derivatives", "history"]
+
+
+class UpdateNumber(enum.IntEnum):
+    """Where each number of the update graph's input ``update_numbers`` stands.
+
+    ``next = LATENT * latent + PREDICTION * guided + CLEAN * clip(CLEAN_LATENT * latent + CLEAN_PREDICTION * guided)``
+    is every noise scheduler of one step, so its settings are numbers and not a graph.  ``guided`` is the prediction, or
+    ``unconditional + GUIDANCE * (conditional - unconditional)`` under classifier-free guidance.
+    """
+
+    LATENT = 0
+    PREDICTION = 1
+    CLEAN = 2
+    CLEAN_LATENT = 3
+    CLEAN_PREDICTION = 4
+    GUIDANCE = 5
+    ZERO = 6
+    """Always 0: the probe is the sum of ZERO * prediction, hence 0, or NaN where the prediction is not finite."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,6 +105,20 @@ class FeatureSpec:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanSpec:
+    """One TensorRT plan of the bundle."""
+
+    kind: str
+    """The graph that it was built of: ``full``, ``forecast`` or ``update``."""
+    file: str
+    """Path inside the bundle."""
+    compute_capability: str
+    """Of the GPUs that it was built for, such as ``8.9``."""
+    fingerprint: str
+    """SHA-256 (hex) of all that it was built of; its key in the engine store."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class EngineSpec:
     """What the engine builder did."""
 
@@ -91,6 +130,10 @@ class EngineSpec:
     """ONNX Runtime: the execution provider."""
     disabled_optimizers: tuple[str, ...] = ()
     """ONNX Runtime: graph optimizers that are left out, when the engines are proven and when they run."""
+    plans: tuple[PlanSpec, ...] = ()
+    """TensorRT: one plan for each graph and compute capability."""
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """TensorRT: the builder options, by TensorRT's names."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -146,7 +189,7 @@ class Manifest:
     dead_features: tuple[str, ...]
     """Features that exist in the full graph and that no forecast needs."""
     graphs: dict[str, GraphSpec]
-    """``full`` and ``forecast``."""
+    """``full``, ``forecast`` and ``update``, the noise scheduler's step."""
     engine: EngineSpec
     weights: str
     """Where the weights came from: ``checkpoint:...``, ``random`` or ``none`` (graphs only)."""

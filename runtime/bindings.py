@@ -1,0 +1,57 @@
+"""Which tensor of the session each engine reads and writes: state slots rotate by name, data never moves."""
+
+from collections.abc import Mapping
+
+from taylorseer.manifest import GraphSpec, Manifest, TensorSpec
+from taylorseer.runtime.memory import MemoryPlan
+
+__all__ = ["Binding", "bind", "prove_disjoint"]
+
+Binding = Mapping[str, str]
+"""Name of a graph's input or output -> name of the session's tensor."""
+
+
+def bind(manifest: Manifest, kind: str, *, variant: int, turn: int) -> Binding:
+    """Return the binding of one call.
+
+    Args:
+        manifest: of the bundle.
+        kind: ``full``, ``forecast`` or ``update``.
+        variant: history: the slot that a full step writes; derivatives: the set that a full step writes, having read
+            the other, and that a forecast step reads.
+        turn: which of the two latents is current; the update writes the other.
+    """
+    graph = manifest.graphs[kind]
+    return {spec.name: _tensor(manifest, spec, variant, turn) for spec in (*graph.inputs, *graph.outputs)}
+
+
+def _tensor(manifest: Manifest, spec: TensorSpec, variant: int, turn: int) -> str:
+    if spec.role == "latent":
+        return f"latent.{turn}"
+    if spec.role == "next_latent":
+        return f"latent.{1 - turn}"
+    if spec.role == "feature":
+        return f"state.{spec.feature}.{variant}"
+    if spec.role not in ("state", "previous"):
+        return spec.name
+    name = f"state.{spec.feature}.{spec.index}"
+    if manifest.layout == "history":
+        return name
+    return f"{name}.{variant if spec.role == 'state' else 1 - variant}"
+
+
+def prove_disjoint(graph: GraphSpec, binding: Binding, plan: MemoryPlan) -> None:
+    """Prove that no output of a call shares a byte with another tensor of the call.
+
+    Neither TensorRT nor ONNX Runtime refuses such a call: both give wrong results without a word.
+
+    Raises:
+        AssertionError: an overlap, which is a bug of the memory plan or of the binding and never a user's mistake.
+    """
+    for output in (spec.name for spec in graph.outputs):
+        written = plan.tensors[binding[output]]
+        for name, tensor in binding.items():
+            other = plan.tensors[tensor]
+            apart = written.offset + written.nbytes <= other.offset or other.offset + other.nbytes <= written.offset
+            if name != output and not apart:
+                raise AssertionError(f"{output!r} and {name!r} share memory in one call")
