@@ -88,6 +88,9 @@ class Probe(Protocol):
 class Clock(Protocol):
     """Marks moments in the order of the calls."""
 
+    def start(self) -> None:
+        """Forget all marks, and mark this moment."""
+
     def mark(self) -> None:
         """Mark this moment."""
 
@@ -95,7 +98,7 @@ class Clock(Protocol):
         """Wait for the last mark."""
 
     def seconds(self) -> NDArray[np.float64]:
-        """Wait for the last mark; return the time between consecutive marks, and forget them."""
+        """Wait for the last mark; return the time between consecutive marks."""
 
 
 class Memory(Protocol):
@@ -109,6 +112,9 @@ class Memory(Protocol):
 
     def probe(self, name: str) -> Probe:
         """Return a probe of the buffer ``name``."""
+
+    def clock(self, marks: int) -> Clock:
+        """Return a clock for up to ``marks`` marks."""
 
     def close(self) -> None:
         """Free everything; the buffers may not be used afterwards."""
@@ -125,9 +131,6 @@ class Backend(Protocol):
 
     def sequence(self, calls: Sequence[Call]) -> Call:
         """Return one call that does ``calls`` one after another, as cheaply as the backend can."""
-
-    def clock(self, marks: int) -> Clock:
-        """Return a clock for up to ``marks`` marks."""
 
     def scratch_bytes(self) -> int:
         """Return the bytes of working memory that the engines share within a session."""

@@ -5,9 +5,9 @@ from typing import Any
 
 from taylorseer.bundle import Bundle
 from taylorseer.errors import BackendError, DependencyError, MemoryPlanError
-from taylorseer.runtime.backend import Buffer, Call, CallSequence, Clock, Engine, Memory
+from taylorseer.runtime.backend import Buffer, Call, CallSequence, Engine, Memory
 from taylorseer.runtime.memory import MemoryPlan
-from taylorseer.runtime.onnxruntime_memory import DeviceBuffer, OnnxRuntimeMemory, WallClock, host_memory
+from taylorseer.runtime.onnxruntime_memory import DeviceBuffer, OnnxRuntimeMemory, host_memory
 
 __all__ = ["OnnxRuntimeBackend"]
 
@@ -105,10 +105,6 @@ class OnnxRuntimeBackend:
     def sequence(self, calls: Sequence[Call]) -> Call:
         """Return one call that does ``calls`` one after another."""
         return CallSequence(tuple(calls))
-
-    def clock(self, marks: int) -> Clock:
-        """Return a clock of the host's time: calls are synchronous."""
-        return WallClock()
 
     def scratch_bytes(self) -> int:
         """Return 0: ONNX Runtime keeps its working memory to itself."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from taylorseer.runtime.backend import Buffer, Probe, StepInputs, StepTable
+from taylorseer.runtime.backend import Buffer, Clock, Probe, StepInputs, StepTable
 from taylorseer.runtime.memory import ALIGNMENT, MemoryPlan, PlannedTensor
 
 __all__ = ["ArrayBuffer", "DeviceBuffer", "OnnxRuntimeBuffer", "OnnxRuntimeMemory", "WallClock", "host_memory"]
@@ -103,6 +103,10 @@ class OnnxRuntimeMemory:
         """Return a probe of the buffer ``name``."""
         return _ReadProbe(self[name])
 
+    def clock(self, marks: int) -> Clock:
+        """Return a clock of the host's time: calls are synchronous."""
+        return WallClock()
+
     def close(self) -> None:
         """Let the buffers go."""
         self._buffers.clear()
@@ -145,6 +149,10 @@ class WallClock:
     def __init__(self) -> None:
         self._marks: list[float] = []
 
+    def start(self) -> None:
+        """Forget all marks, and mark this moment."""
+        self._marks = [time.perf_counter()]
+
     def mark(self) -> None:
         """Mark this moment."""
         self._marks.append(time.perf_counter())
@@ -154,8 +162,7 @@ class WallClock:
 
     def seconds(self) -> NDArray[np.float64]:
         """Return the time between marks."""
-        marks, self._marks = np.array(self._marks), []
-        return np.diff(marks)
+        return np.diff(self._marks)
 
 
 def host_memory(plan: MemoryPlan) -> OnnxRuntimeMemory:

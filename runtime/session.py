@@ -84,7 +84,7 @@ class Session:
         self._memory = backend.reserve(self.memory_plan)
         self._inputs = self._memory.step_inputs()
         self._probe = self._memory.probe("probe")
-        self._clock = backend.clock(steps + 1)
+        self._clock = self._memory.clock(steps + 1)
         self._calls = self._bind_all()
 
     def __enter__(self) -> Self:
@@ -157,7 +157,7 @@ class Session:
     def _loop(self, plan: Sequence[StepPlan], on_step: Callable[[int, bool], None] | None) -> NDArray[np.float64]:
         """Denoise the admitted latent; return the seconds [steps] that each step took."""
         calls, inputs, probe, clock = self._calls, self._inputs, self._probe, self._clock
-        clock.mark()
+        clock.start()
         for number, step in enumerate(plan):
             inputs.select(number)
             calls["full" if step.is_full else "forecast", step.variant, number % 2].run()

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taylorseer.manifest import Manifest
-from taylorseer.runtime.backend import Backend, Buffer, Call, CallSequence, Clock, Engine, Memory
+from taylorseer.runtime.backend import Backend, Buffer, Call, CallSequence, Engine, Memory
 from taylorseer.runtime.memory import MemoryPlan
 
 __all__ = ["ShadowBackend", "relative_error"]
@@ -52,10 +52,6 @@ class ShadowBackend:
     def sequence(self, calls: Sequence[Call]) -> Call:
         """Return one call that does ``calls`` one after another."""
         return CallSequence(tuple(calls))
-
-    def clock(self, marks: int) -> Clock:
-        """Return a clock of the wrapped backend."""
-        return self._inner.clock(marks)
 
     def scratch_bytes(self) -> int:
         """Return what the wrapped backend needs."""

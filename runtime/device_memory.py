@@ -1,0 +1,234 @@
+"""A session's memory on a GPU: one allocation, tensors at the places of the plan, a stream of its own."""
+
+import ctypes
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taylorseer.cuda import Cuda
+from taylorseer.runtime.backend import Clock, Probe, StepInputs, StepTable
+from taylorseer.runtime.device_tensor import DeviceTensor
+from taylorseer.runtime.exchange import DeviceArray
+from taylorseer.runtime.memory import MemoryPlan, PlannedTensor
+
+__all__ = ["DeviceBuffer", "DeviceMemory"]
+
+_NON_BLOCKING = 1
+"""cudaStreamNonBlocking: the stream does not wait for the default stream."""
+
+
+class DeviceMemory:
+    """All memory of one session; closing it frees it."""
+
+    def __init__(self, cuda: Cuda, plan: MemoryPlan) -> None:
+        """Allocate and zero the plan's block.
+
+        Raises:
+            MemoryPlanError: the device has too little memory left.
+        """
+        self.cuda, self.plan = cuda, plan
+        self.address = int(cuda.call("cudaMalloc", max(plan.total_bytes, 1)))
+        self.stream = int(cuda.call("cudaStreamCreateWithFlags", _NON_BLOCKING))
+        self.contexts: dict[str, Any] = {}
+        """Execution contexts of this session, by the kind of their engine."""
+        self._probes: list[_PinnedProbe] = []
+        self._clocks: list[_EventClock] = []
+        self.graphs: list[Any] = []
+        """Captured CUDA graphs that work on this memory."""
+        cuda.call("cudaMemsetAsync", self.address, 0, plan.total_bytes, self.stream)
+        self._buffers = {name: DeviceBuffer(self, tensor) for name, tensor in plan.tensors.items()}
+
+    def __getitem__(self, name: str) -> "DeviceBuffer":
+        """Return a buffer."""
+        return self._buffers[name]
+
+    @property
+    def scratch(self) -> int:
+        """Address of the working memory that the session's execution contexts share."""
+        return self.address + self.plan.scratch_offset
+
+    def step_inputs(self) -> StepInputs:
+        """Return what feeds the plan's step inputs."""
+        return _TableInputs(self)
+
+    def probe(self, name: str) -> Probe:
+        """Return a probe of the buffer ``name``."""
+        self._probes.append(_PinnedProbe(self, self[name]))
+        return self._probes[-1]
+
+    def clock(self, marks: int) -> Clock:
+        """Return a clock of up to ``marks`` CUDA events."""
+        self._clocks.append(_EventClock(self, marks))
+        return self._clocks[-1]
+
+    def synchronize(self) -> None:
+        """Wait for everything that was enqueued."""
+        self.cuda.call("cudaStreamSynchronize", self.stream)
+
+    def close(self) -> None:
+        """Free everything; a poisoned device keeps it until the process ends."""
+        if not self.address or self.cuda.poisoned:
+            return
+        self.synchronize()
+        self.contexts.clear()
+        for graph in self.graphs:
+            self.cuda.call("cudaGraphExecDestroy", graph)
+        for probe in self._probes:
+            probe.close()
+        for clock in self._clocks:
+            clock.close()
+        self.cuda.call("cudaStreamDestroy", self.stream)
+        self.cuda.call("cudaFree", self.address)
+        self.address = 0
+        self.graphs.clear()
+        self._buffers.clear()
+
+
+class DeviceBuffer:
+    """A tensor at its place in the session's block."""
+
+    def __init__(self, memory: DeviceMemory, tensor: PlannedTensor) -> None:
+        self.memory = memory
+        self.shape, self.dtype, self.nbytes = tensor.shape, tensor.numpy_dtype, tensor.nbytes
+        self.address = memory.address + tensor.offset
+
+    def write(self, values: NDArray[Any] | DeviceArray, *, repeat: int = 1) -> None:
+        """Copy in an array of the host or of the device, several times along the first axis if asked."""
+        cuda, stream = self.memory.cuda, self.memory.stream
+        if isinstance(values, np.ndarray):
+            values = np.ascontiguousarray(values)
+            source, kind = values.ctypes.data, cuda.runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
+        else:
+            _wait_for(self.memory, values.stream)
+            source, kind = values.address, cuda.runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        for index in range(repeat):
+            cuda.call("cudaMemcpyAsync", self.address + index * values.nbytes, source, values.nbytes, kind, stream)
+        if not isinstance(values, np.ndarray):
+            self.memory.synchronize()  # the owner may let go of it as soon as this returns
+
+    def read(self, rows: int | None = None) -> NDArray[Any]:
+        """Return a copy of the first rows, or of all, on the host; waits for it."""
+        shape = self.shape if rows is None else (rows, *self.shape[1:])
+        host = np.empty(shape, self.dtype)
+        cuda = self.memory.cuda
+        kind = cuda.runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        cuda.call("cudaMemcpyAsync", host.ctypes.data, self.address, host.nbytes, kind, self.memory.stream)
+        self.memory.synchronize()
+        return host
+
+    def export(self, rows: int) -> DeviceTensor:
+        """Return a copy of the first rows in memory of its own; complete before any later work of the caller."""
+        shape = (rows, *self.shape[1:])
+        return DeviceTensor(self.memory.cuda, self.address, shape, self.dtype, self.memory.stream)
+
+    def clear(self) -> None:
+        """Fill with zeros."""
+        self.memory.cuda.call("cudaMemsetAsync", self.address, 0, self.nbytes, self.memory.stream)
+
+
+def _wait_for(memory: DeviceMemory, stream: int | None) -> None:
+    """Let the session's stream wait for what ``stream`` has been given so far."""
+    if stream is None:
+        return
+    event = memory.cuda.call("cudaEventCreate")
+    memory.cuda.call("cudaEventRecord", event, stream)
+    memory.cuda.call("cudaStreamWaitEvent", memory.stream, event, 0)
+    memory.cuda.call("cudaEventDestroy", event)
+
+
+class _TableInputs:
+    """The values of all steps lie on the device; selecting a step copies its row to where the engines read it."""
+
+    def __init__(self, memory: DeviceMemory) -> None:
+        plan = memory.plan
+        self._memory, self._row_bytes = memory, plan.row_bytes
+        self._inputs = [tensor for tensor in plan.tensors.values() if tensor.use == "step"]
+        self._row, self._table = memory.address + plan.row_offset, memory.address + plan.table_offset
+        self._copy = memory.cuda.runtime.cudaMemcpyAsync
+        self._kind = memory.cuda.runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self._host = np.zeros((plan.steps, plan.row_bytes), np.uint8)
+
+    def load(self, table: StepTable) -> None:
+        """Copy the values of all steps to the device, once a request."""
+        for tensor in self._inputs:
+            values = np.ascontiguousarray(table[tensor.name], tensor.numpy_dtype)
+            steps = len(values)
+            self._host[:steps, tensor.offset : tensor.offset + tensor.nbytes] = values.reshape(steps, -1).view(np.uint8)
+        kind = self._memory.cuda.runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
+        host = self._host
+        self._memory.cuda.call("cudaMemcpyAsync", self._table, host.ctypes.data, host.nbytes, kind, self._memory.stream)
+
+    def select(self, step: int) -> None:
+        """Enqueue the copy of one row."""
+        source = self._table + step * self._row_bytes
+        (code,) = self._copy(self._row, source, self._row_bytes, self._kind, self._memory.stream)
+        if code:
+            self._memory.cuda.check(code, "cudaMemcpyAsync")
+
+
+class _PinnedProbe:
+    """A number that the device writes to page-locked host memory, where it is read without waiting."""
+
+    def __init__(self, memory: DeviceMemory, buffer: DeviceBuffer) -> None:
+        cuda = memory.cuda
+        self._memory, self._source = memory, buffer.address
+        self._address = int(cuda.call("cudaHostAlloc", 4, 0))
+        self._number = np.ctypeslib.as_array(ctypes.cast(self._address, ctypes.POINTER(ctypes.c_float)), (1,))
+        self._copy, self._kind = cuda.runtime.cudaMemcpyAsync, cuda.runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        self.reset()
+
+    def send(self) -> None:
+        """Enqueue the copy to the host."""
+        (code,) = self._copy(self._address, self._source, 4, self._kind, self._memory.stream)
+        if code:
+            self._memory.cuda.check(code, "cudaMemcpyAsync")
+
+    def latest(self) -> float:
+        """Return what has arrived."""
+        return float(self._number[0])
+
+    def reset(self) -> None:
+        """Forget what has arrived."""
+        self._number[0] = 0.0
+
+    def close(self) -> None:
+        """Free the host memory."""
+        self._memory.cuda.call("cudaFreeHost", self._address)
+
+
+class _EventClock:
+    """CUDA events in the session's stream."""
+
+    def __init__(self, memory: DeviceMemory, marks: int) -> None:
+        self._memory = memory
+        self._events = [memory.cuda.call("cudaEventCreate") for _ in range(marks)]
+        self._record = memory.cuda.runtime.cudaEventRecord
+        self._count = 0
+
+    def start(self) -> None:
+        """Forget all marks, and mark this moment."""
+        self._count = 0
+        self.mark()
+
+    def mark(self) -> None:
+        """Enqueue an event."""
+        (code,) = self._record(self._events[self._count], self._memory.stream)
+        self._count += 1
+        if code:
+            self._memory.cuda.check(code, "cudaEventRecord")
+
+    def wait(self) -> None:
+        """Wait for the last mark."""
+        self._memory.cuda.call("cudaEventSynchronize", self._events[self._count - 1])
+
+    def seconds(self) -> NDArray[np.float64]:
+        """Wait for the last mark; return the time between consecutive marks."""
+        self.wait()
+        pairs = zip(self._events[: self._count - 1], self._events[1 : self._count], strict=True)
+        return np.array([self._memory.cuda.call("cudaEventElapsedTime", *pair) for pair in pairs]) / 1e3
+
+    def close(self) -> None:
+        """Destroy the events."""
+        for event in self._events:
+            self._memory.cuda.call("cudaEventDestroy", event)
