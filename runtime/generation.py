@@ -12,7 +12,7 @@ from taylorseer.config import CacheConfig
 from taylorseer.errors import InputError, PromptError
 from taylorseer.manifest import Manifest
 from taylorseer.runtime.latents import initial_noise, to_pixels, unpack
-from taylorseer.runtime.onnxruntime_backend import OnnxRuntimeBackend
+from taylorseer.runtime.open_backend import open_backend
 from taylorseer.runtime.samplers import Sampler, sampler_from_config
 from taylorseer.runtime.session import LoadedModel, Result, Session
 from taylorseer.runtime.words import WordTable
@@ -45,7 +45,7 @@ class Generator:
         """
         self.manifest = bundle.manifest
         self._words = WordTable.load(bundle.path("words")) if self.manifest.pipeline.text == "words" else None
-        self.session: Session = LoadedModel(self.manifest, OnnxRuntimeBackend(bundle, threads=threads)).session()
+        self.session: Session = LoadedModel(self.manifest, open_backend(bundle, threads=threads)).session()
 
     def generate(
         self,
