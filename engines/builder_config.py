@@ -1,5 +1,6 @@
 """TensorRT's builder config, made by Polygraphy of our options: profiles, memory pools, flags, the timing cache."""
 
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from taylorseer.engines.profiles import ShapeRange
 from taylorseer.errors import BackendError, DependencyError
 from taylorseer.tensorrt_library import TensorRT
 
-__all__ = ["builder_config", "keep_timing_cache"]
+__all__ = ["builder_config", "check_timing_cache", "keep_timing_cache"]
 
 _SILENT = 100
 """Above Polygraphy's highest severity: what it would print is in the exception that it raises."""
@@ -62,6 +63,20 @@ def builder_config(
             ) from error
 
 
+def check_timing_cache(options: TensorRTOptions) -> None:
+    """Refuse a timing cache that could not be written, before the builds that would be lost.
+
+    Raises:
+        BackendError: there is no such folder, it cannot be written, or the path is itself a folder.
+    """
+    if options.timing_cache is None:
+        return
+    path = pathlib.Path(options.timing_cache)
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        found = "a folder" if path.is_dir() else "in a folder that is missing or cannot be written"
+        raise BackendError(f"The timing cache {path} is {found}: give another --timing-cache.")
+
+
 def keep_timing_cache(options: TensorRTOptions, config: Any) -> None:
     """Write the timing cache that a build left, where one is asked for.
 
@@ -71,7 +86,7 @@ def keep_timing_cache(options: TensorRTOptions, config: Any) -> None:
     if options.timing_cache is None:
         return
     path = pathlib.Path(options.timing_cache)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         partial.write_bytes(bytes(config.get_timing_cache().serialize()))
         partial.replace(path)
@@ -79,6 +94,8 @@ def keep_timing_cache(options: TensorRTOptions, config: Any) -> None:
         raise BackendError(
             f"The timing cache {path} cannot be written: {error}. Give another --timing-cache."
         ) from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _arguments(library: TensorRT, profile: Sequence[ShapeRange], options: TensorRTOptions) -> dict[str, Any]:

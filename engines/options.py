@@ -35,7 +35,8 @@ class TensorRTOptions:
     """The plan also runs on other versions of TensorRT."""
 
     timing_cache: str | None = None
-    """A file of measured kernel times that makes later builds faster; None: none is kept."""
+    """A file of measured kernel times that makes later builds faster; None: none is kept.  TensorRT-RTX, which measures
+    nothing when it builds, writes one without times."""
 
     verbosity: str = "error"
     """What TensorRT prints while it builds: error, warning, info or verbose."""
@@ -53,6 +54,8 @@ class TensorRTOptions:
             major, dot, minor = capability.partition(".")
             if not (dot and major.isdecimal() and minor.isdecimal()):
                 raise BackendError(f"--compute-capability is {capability!r}: give MAJOR.MINOR, such as 8.9.")
+        if len(set(self.compute_capability)) != len(self.compute_capability):
+            raise BackendError(f"--compute-capability names one twice: {', '.join(self.compute_capability)}.")
 
     def that_change_a_plan(self) -> dict[str, str | int | bool | None]:
         """Return the options that a plan depends on, by name; where it is built for counts apart."""

@@ -196,7 +196,7 @@ def loop_report(
 
 def _engine_lines(engine: EngineReport) -> list[str]:
     work = engine.work
-    lines = [f"{engine.kind} engine", f"  $ {shlex.join(engine.command)}"]
+    lines = [f"{engine.kind} engine", *([f"  $ {shlex.join(engine.command)}"] if engine.command else [])]
     lines.append(f"  {'':9} {'median':>12} {'p10':>12} {'p90':>12} {'runs':>6}")
     for name, times in (("session", engine.session), ("trtexec", engine.trtexec)):
         if times:

@@ -11,9 +11,10 @@ from typing import Any
 
 import taylorseer
 from taylorseer.cuda import load_cuda
-from taylorseer.engines.builder_config import builder_config, keep_timing_cache
+from taylorseer.engines.builder_config import builder_config, check_timing_cache, keep_timing_cache
 from taylorseer.engines.fingerprint import PlanRecipe, graph_digest, weights_digest
 from taylorseer.engines.options import TensorRTOptions
+from taylorseer.engines.plan_process import build_plan_apart
 from taylorseer.engines.profiles import ShapeRange, batch_profile
 from taylorseer.engines.store import EngineStore
 from taylorseer.errors import BackendError, DependencyError, DeviceError
@@ -52,6 +53,8 @@ def build_tensorrt(
         StoreError, OutputError: the store cannot be used, or the disk is full.
     """
     capabilities = target_capabilities(library, options, manifest.precision)
+    check_timing_cache(options)
+    (folder / "plans").mkdir(exist_ok=True)
     kinds = sorted(manifest.graphs)
     plans: list[PlanSpec] = []
     for capability in capabilities:
@@ -124,7 +127,7 @@ def _stored_plan(
         compute_capability=capability,
         tool_version=taylorseer.__version__,
     )
-    stored = store.get_or_build(recipe, lambda: build_plan(library, file, profile, options, capability))
+    stored = store.get_or_build(recipe, lambda: build_plan_apart(library, file, profile, options, capability))
     name = f"plans/{kind}-{capability}.plan"
     stored.export(folder / name)
     return PlanSpec(kind=kind, file=name, compute_capability=capability, fingerprint=stored.fingerprint)
@@ -169,8 +172,14 @@ def _parse(library: TensorRT, network: Any, graph: pathlib.Path, messages: Messa
     parser = library.module.OnnxParser(network, messages)
     if parser.parse_from_file(str(graph)):
         return
-    errors = [parser.get_error(index) for index in range(parser.num_errors)]
-    reasons = [f"node {e.node_name()!r} ({e.node_operator()}): {e.desc()}" for e in errors]
+    reasons = [_parser_reason(parser.get_error(index)) for index in range(parser.num_errors)]
     raise BackendError(
         f"{library.flavor} {library.version} cannot parse {graph.name}: {'; '.join(reasons) or messages.reason()}"
     )
+
+
+def _parser_reason(error: Any) -> str:
+    """Return one line: the node, if it is about one, the kind of error, and what the parser says of it."""
+    lines = [line for line in error.desc().splitlines() if "catchCudaError" not in line]  # of probing for a GPU
+    reason = f"{error.code().name}: {' '.join(lines)}"
+    return f"node {error.node_name()!r} ({error.node_operator()}): {reason}" if error.node_operator() else reason

@@ -39,22 +39,25 @@ class TorchReference:
         schedule: CacheSchedule,
         order: int,
         dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
     ) -> None:
         """Hook every feature module of ``module``.
 
         Args:
-            module: the family's diffusers model with its parameters, of ``dtype``, on the CPU.
+            module: the family's diffusers model with its parameters, of ``dtype``.
             family: names the feature modules.
             inputs: the inputs of ``forward``, in the family's order.
             constants: the arguments of ``forward`` that the sizes determine.
             schedule: which steps are full.
             order: highest derivative of a forecast.
             dtype: what latents and conditions are cast to; predictions come back in float32.
+            device: where torch computes; inputs and predictions are on the CPU.
         """
         self.schedule = schedule
         self.order = order
         self._inputs = tuple(inputs)
-        self._call = TransformerCall(module, inputs, constants, dtype).eval()
+        self._call = TransformerCall(module, inputs, constants, dtype).eval().to(device)
+        self._device = device
         self._step = 0
         self._derivatives: dict[str, list[torch.Tensor]] = {}
         for name, feature in _feature_modules(module, family).items():
@@ -72,9 +75,9 @@ class TorchReference:
         """
         self._step = step
         # A copy each: the caller's loop updates its latent in place.
-        tensors = [torch.tensor(values[spec.name]) for spec in self._inputs]
+        tensors = [torch.tensor(values[spec.name], device=self._device) for spec in self._inputs]
         with torch.no_grad():
-            prediction: npt.NDArray[np.float32] = self._call(*tensors).numpy()
+            prediction: npt.NDArray[np.float32] = self._call(*tensors).cpu().numpy()
         return prediction
 
     def reset(self) -> None:
@@ -147,8 +150,16 @@ def load_parameters(module: torch.nn.Module, source: WeightSource, dtype: torch.
             setattr(owner, name, torch.nn.Parameter(value, requires_grad=False))
 
 
-def reference_from_bundle(bundle: Bundle, config: CacheConfig) -> TorchReference:
-    """Return the torch reference of ``bundle``, with the bundle's own weights and precision.
+def reference_from_bundle(
+    bundle: Bundle, config: CacheConfig, *, dtype: torch.dtype | None = None, device: str = "cpu"
+) -> TorchReference:
+    """Return the torch reference of ``bundle``, with the bundle's own weights.
+
+    Args:
+        bundle: with weights.
+        config: when to forecast; the predictor is the authors'.
+        dtype: of the arithmetic; None: the bundle's precision.
+        device: where torch computes.
 
     Raises:
         BundleError: the bundle holds graphs only.
@@ -161,9 +172,9 @@ def reference_from_bundle(bundle: Bundle, config: CacheConfig) -> TorchReference
             f"The bundle {str(bundle.folder)!r} was built with --graphs-only and has no weights to compare: build it "
             "without that option."
         )
-    order = _official_order(config)
+    order, dtype = _official_order(config), dtype or TORCH_DTYPES[manifest.precision]
     model, sizes = load_model(manifest.model), Sizes(**manifest.sizes)
-    family, dtype = FAMILIES[manifest.family], TORCH_DTYPES[manifest.precision]
+    family = FAMILIES[manifest.family]
     module = build_module(family, manifest.config)
     load_parameters(module, GraphWeights(ir.load(bundle.path(manifest.graphs["full"].file)).graph), dtype)
     return TorchReference(
@@ -174,6 +185,7 @@ def reference_from_bundle(bundle: Bundle, config: CacheConfig) -> TorchReference
         schedule=config.schedule(),
         order=order,
         dtype=dtype,
+        device=device,
     )
 
 

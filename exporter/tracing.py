@@ -23,7 +23,7 @@ from taylorseer.errors import ModelError
 from taylorseer.exporter.attention import TRANSLATIONS
 from taylorseer.exporter.families import ModelFamily, ModelInput
 
-__all__ = ["OPSET", "TORCH_DTYPES", "TransformerCall", "build_module", "trace"]
+__all__ = ["OPSET", "TORCH_DTYPES", "TransformerCall", "build_module", "strip_prefix", "trace"]
 
 OPSET = 20
 """Newest opset in which attention and RMS norms are still plain operators that every backend takes."""
@@ -114,7 +114,7 @@ def trace(
                 verbose=False,
             )
     assert program is not None
-    _strip_prefix(program.model, "transformer.")
+    strip_prefix(program.model, "transformer.")
     _drop_fake_data(program.model)
     return program.model
 
@@ -131,7 +131,7 @@ def _fake_parameters(module: torch.nn.Module, dtype: torch.dtype) -> None:
             setattr(owner, name, torch.nn.Parameter(fake, requires_grad=False))
 
 
-def _strip_prefix(model: ir.Model, prefix: str) -> None:
+def strip_prefix(model: ir.Model, prefix: str) -> None:
     """Give parameters and module scopes the names that they have in diffusers."""
     for name in list(model.graph.initializers):
         if name.startswith(prefix):

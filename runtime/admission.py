@@ -37,7 +37,7 @@ def check_settings(manifest: Manifest, memory: MemoryPlan, sampler: Sampler, ste
             f"The sampler {does} the clean sample, and the bundle's noise scheduler {other}: make the sampler of the "
             "bundle's own scheduler config, or build with the other one."
         )
-    if not abs(guidance * manifest.pipeline.guidance_factor) < np.finfo(np.float32).max:
+    if not abs(guidance * manifest.pipeline.guidance_factor) < float(np.finfo(np.float32).max):
         raise NonFiniteError(f"The guidance is {guidance}: give a finite number that float32 can hold.")
 
 

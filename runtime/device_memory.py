@@ -1,5 +1,6 @@
 """A session's memory on a GPU: one allocation, tensors at the places of the plan, a stream of its own."""
 
+import contextlib
 import ctypes
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taylorseer.cuda import Cuda
+from taylorseer.errors import TaylorSeerError
 from taylorseer.runtime.backend import Clock, Probe, StepInputs, StepTable
 from taylorseer.runtime.device_tensor import DeviceTensor
 from taylorseer.runtime.exchange import DeviceArray
@@ -26,18 +28,23 @@ class DeviceMemory:
 
         Raises:
             MemoryPlanError: the device has too little memory left.
+            DeviceError: CUDA failed; nothing is kept.
         """
-        self.cuda, self.plan = cuda, plan
-        self.address = int(cuda.call("cudaMalloc", max(plan.total_bytes, 1)))
-        self.stream = int(cuda.call("cudaStreamCreateWithFlags", _NON_BLOCKING))
+        self.cuda, self.plan, self.stream, self.address = cuda, plan, 0, 0
         self.contexts: dict[str, Any] = {}
         """Execution contexts of this session, by the kind of their engine."""
-        self._probes: list[_PinnedProbe] = []
-        self._clocks: list[_EventClock] = []
+        self.parts: list[_PinnedProbe | _EventClock] = []
+        """What owns more than the block; each is here from the moment that it owns something."""
         self.graphs: list[Any] = []
         """Captured CUDA graphs that work on this memory."""
-        cuda.call("cudaMemsetAsync", self.address, 0, plan.total_bytes, self.stream)
+        self.address = int(cuda.call("cudaMalloc", max(plan.total_bytes, 1)))
         self._buffers = {name: DeviceBuffer(self, tensor) for name, tensor in plan.tensors.items()}
+        try:
+            self.stream = int(cuda.call("cudaStreamCreateWithFlags", _NON_BLOCKING))
+            cuda.call("cudaMemsetAsync", self.address, 0, plan.total_bytes, self.stream)
+        except BaseException:
+            self.close()
+            raise
 
     def __getitem__(self, name: str) -> "DeviceBuffer":
         """Return a buffer."""
@@ -54,13 +61,11 @@ class DeviceMemory:
 
     def probe(self, name: str) -> Probe:
         """Return a probe of the buffer ``name``."""
-        self._probes.append(_PinnedProbe(self, self[name]))
-        return self._probes[-1]
+        return _PinnedProbe(self, self[name])
 
     def clock(self, marks: int) -> Clock:
         """Return a clock of up to ``marks`` CUDA events."""
-        self._clocks.append(_EventClock(self, marks))
-        return self._clocks[-1]
+        return _EventClock(self, marks)
 
     def synchronize(self) -> None:
         """Wait for everything that was enqueued."""
@@ -70,19 +75,23 @@ class DeviceMemory:
         """Free everything; a poisoned device keeps it until the process ends."""
         if not self.address or self.cuda.poisoned:
             return
-        self.synchronize()
-        self.contexts.clear()
-        for graph in self.graphs:
-            self.cuda.call("cudaGraphExecDestroy", graph)
-        for probe in self._probes:
-            probe.close()
-        for clock in self._clocks:
-            clock.close()
-        self.cuda.call("cudaStreamDestroy", self.stream)
-        self.cuda.call("cudaFree", self.address)
-        self.address = 0
-        self.graphs.clear()
-        self._buffers.clear()
+        with contextlib.ExitStack() as releases:  # the last one first; one that fails does not keep the others
+            releases.callback(self._buffers.clear)
+            releases.callback(self.cuda.call, "cudaFree", self.address)
+            if self.stream:
+                releases.callback(self.cuda.call, "cudaStreamDestroy", self.stream)
+            for part in self.parts:
+                releases.callback(part.close)
+            for graph in self.graphs:
+                releases.callback(self.cuda.call, "cudaGraphExecDestroy", graph)
+            releases.callback(self.contexts.clear)
+            self.address = 0
+            self.synchronize()
+
+    def __del__(self) -> None:
+        """Free what nobody closed, such as the memory of a session that failed while it was made."""
+        with contextlib.suppress(TaylorSeerError):
+            self.close()
 
 
 class DeviceBuffer:
@@ -132,9 +141,11 @@ def _wait_for(memory: DeviceMemory, stream: int | None) -> None:
     if stream is None:
         return
     event = memory.cuda.call("cudaEventCreate")
-    memory.cuda.call("cudaEventRecord", event, stream)
-    memory.cuda.call("cudaStreamWaitEvent", memory.stream, event, 0)
-    memory.cuda.call("cudaEventDestroy", event)
+    try:
+        memory.cuda.call("cudaEventRecord", event, stream)
+        memory.cuda.call("cudaStreamWaitEvent", memory.stream, event, 0)
+    finally:
+        memory.cuda.call("cudaEventDestroy", event)
 
 
 class _TableInputs:
@@ -174,9 +185,10 @@ class _PinnedProbe:
         cuda = memory.cuda
         self._memory, self._source = memory, buffer.address
         self._address = int(cuda.call("cudaHostAlloc", 4, 0))
+        memory.parts.append(self)
         self._number = np.ctypeslib.as_array(ctypes.cast(self._address, ctypes.POINTER(ctypes.c_float)), (1,))
+        self._number[0] = 0.0
         self._copy, self._kind = cuda.runtime.cudaMemcpyAsync, cuda.runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        self.reset()
 
     def send(self) -> None:
         """Enqueue the copy to the host."""
@@ -189,7 +201,8 @@ class _PinnedProbe:
         return float(self._number[0])
 
     def reset(self) -> None:
-        """Forget what has arrived."""
+        """Forget what has arrived, and wait for what a failed request left on its way."""
+        self._memory.synchronize()
         self._number[0] = 0.0
 
     def close(self) -> None:
@@ -202,7 +215,10 @@ class _EventClock:
 
     def __init__(self, memory: DeviceMemory, marks: int) -> None:
         self._memory = memory
-        self._events = [memory.cuda.call("cudaEventCreate") for _ in range(marks)]
+        self._events: list[Any] = []
+        memory.parts.append(self)
+        for _ in range(marks):
+            self._events.append(memory.cuda.call("cudaEventCreate"))
         self._record = memory.cuda.runtime.cudaEventRecord
         self._count = 0
 
@@ -230,5 +246,6 @@ class _EventClock:
 
     def close(self) -> None:
         """Destroy the events."""
-        for event in self._events:
-            self._memory.cuda.call("cudaEventDestroy", event)
+        with contextlib.ExitStack() as releases:
+            for event in self._events:
+                releases.callback(self._memory.cuda.call, "cudaEventDestroy", event)

@@ -16,8 +16,8 @@ __all__ = ["ALIGNMENT", "MemoryPlan", "PlannedTensor", "Use", "plan_memory"]
 Use = Literal["state", "latent", "prediction", "condition", "step", "probe"]
 """Whether a tensor is remembered, is the loop's own, comes with the request, or differs from step to step."""
 
-ALIGNMENT = 256
-"""TensorRT wants addresses of tensors on multiples of 256 bytes."""
+ALIGNMENT = 512
+"""TensorRT wants tensors on multiples of 256 bytes and working memory on multiples of 512."""
 
 _ITEMSIZE = {**ITEMSIZE, "int64": 8}
 

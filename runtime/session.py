@@ -13,7 +13,7 @@ from taylorseer.config import CacheConfig
 from taylorseer.errors import InputError, ShapeError
 from taylorseer.manifest import Manifest
 from taylorseer.runtime.admission import check_settings, checked_array, checked_conditions, require_finite, total
-from taylorseer.runtime.backend import Backend, Call, Engine
+from taylorseer.runtime.backend import Backend, Buffer, Call, Engine
 from taylorseer.runtime.bindings import bind, prove_disjoint
 from taylorseer.runtime.memory import plan_memory
 from taylorseer.runtime.samplers import Sampler
@@ -75,16 +75,16 @@ class Session:
                 f"A batch of {batch} needs {self._rows} rows of the model, this bundle serves up to {largest}: ask "
                 f"for fewer images at a time, or build with --batch {self._rows}."
             )
-        self._model = model
+        self.model = model
         self._busy = threading.Lock()
         backend = model.backend
         self.memory_plan = plan_memory(
             self.manifest, rows=self._rows, steps=steps, scratch_bytes=backend.scratch_bytes()
         )
-        self._memory = backend.reserve(self.memory_plan)
-        self._inputs = self._memory.step_inputs()
-        self._probe = self._memory.probe("probe")
-        self._clock = self._memory.clock(steps + 1)
+        self.memory = backend.reserve(self.memory_plan)
+        self._inputs = self.memory.step_inputs()
+        self._probe = self.memory.probe("probe")
+        self._clock = self.memory.clock(steps + 1)
         self._calls = self._bind_all()
 
     def __enter__(self) -> Self:
@@ -100,7 +100,7 @@ class Session:
     def close(self) -> None:
         """Free the session's memory; it runs no request afterwards."""
         self._calls.clear()
-        self._memory.close()
+        self.memory.close()
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -183,17 +183,17 @@ class Session:
         noise = checked_array("latent", latent, self.latent_shape, np.dtype(np.float32))
         given = checked_conditions(self.manifest, self.memory_plan, conditions)
         for name, values in given.items():
-            self._memory[name].write(values)
-        self._memory["latent.0"].write(noise, repeat=self.manifest.rows_per_image)
+            self.memory[name].write(values)
+        self.memory["latent.0"].write(noise, repeat=self.manifest.rows_per_image)
         for name, tensor in self.memory_plan.tensors.items():
             if tensor.use == "state":
-                self._memory[name].clear()
+                self.memory[name].clear()
         self._probe.reset()
         self._inputs.load(step_table(self.manifest, plan, sampler, guidance=guidance, rows=self._rows))
 
     def _finished(self, steps: int, on_device: bool) -> Any:
         """Return the latent after the last step, the first row of each image."""
-        buffer = self._memory[f"latent.{steps % 2}"]
+        buffer = self.memory[f"latent.{steps % 2}"]
         require_finite(self._probe.latest(), "The prediction of a denoising step")
         if on_device:
             return buffer.export(self.batch)
@@ -203,7 +203,7 @@ class Session:
 
     def _bind_all(self) -> dict[tuple[str, int, int], Call]:
         """Bind every call that a loop can make, by (kind, variant, turn), and prove each free of shared memory."""
-        manifest, sequence = self.manifest, self._model.backend.sequence
+        manifest, sequence = self.manifest, self.model.backend.sequence
         variants = {
             "full": state_variants(manifest.layout, manifest.order + 1),
             "forecast": 1 if manifest.layout == "history" else 2,
@@ -216,6 +216,16 @@ class Session:
         }
 
     def _bind(self, kind: str, variant: int, turn: int) -> Call:
+        return self.model.engines[kind].bind(self.tensors(kind, variant, turn))
+
+    def tensors(self, kind: str, variant: int = 0, turn: int = 0) -> dict[str, Buffer]:
+        """Return the buffers of one call by the names of the graph, proven not to be read and written at once.
+
+        Args:
+            kind: ``full``, ``forecast`` or ``update``.
+            variant: which slot or set, as in :func:`taylorseer.runtime.bindings.bind`.
+            turn: which of the two latents is current.
+        """
         names = bind(self.manifest, kind, variant=variant, turn=turn)
         prove_disjoint(self.manifest.graphs[kind], names, self.memory_plan)
-        return self._model.engines[kind].bind({name: self._memory[tensor] for name, tensor in names.items()})
+        return {name: self.memory[tensor] for name, tensor in names.items()}

@@ -1,20 +1,21 @@
 """The TensorRT backend: plans on one GPU, every call of a session captured as a CUDA graph before its first request."""
 
+import contextlib
 import mmap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from taylorseer.bundle import Bundle
 from taylorseer.cuda import Cuda, Device, load_cuda
-from taylorseer.errors import BackendError
+from taylorseer.errors import BackendError, DeviceError
 from taylorseer.manifest import GraphSpec, PlanSpec
 from taylorseer.runtime.backend import Buffer, Call, CallSequence
 from taylorseer.runtime.device_memory import DeviceBuffer, DeviceMemory
 from taylorseer.runtime.memory import MemoryPlan
 from taylorseer.runtime.what_fits import what_fits
-from taylorseer.tensorrt_library import TensorRT, load_tensorrt
+from taylorseer.tensorrt_library import Messages, TensorRT, load_tensorrt
 
-__all__ = ["TensorRTBackend", "TensorRTEngine", "plan_for"]
+__all__ = ["TensorRTBackend", "TensorRTCall", "TensorRTEngine", "plan_for"]
 
 
 class TensorRTBackend:
@@ -53,15 +54,23 @@ class TensorRTBackend:
         plan = plan_for(manifest.engine.plans, kind, self.device, self.library)
         with open(self._bundle.path(plan.file), "rb") as file:
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            engine = self._runtime.deserialize_cuda_engine(content)
+            self._engines[kind] = self.engine_of(kind, content, manifest.graphs[kind])
+        return self._engines[kind]
+
+    def engine_of(self, kind: str, plan: Any, graph: GraphSpec) -> "TensorRTEngine":
+        """Return the engine of a serialized plan, whose inputs and outputs are those of ``graph``.
+
+        Raises:
+            BackendError: TensorRT refuses the plan, or it is of another graph.
+        """
+        engine = self._runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise BackendError(
-                f"{self.library.flavor} {self.library.version} refuses the plan {plan.file!r} on {self.device.name} "
+                f"{self.library.flavor} {self.library.version} refuses the {kind} plan on {self.device.name} "
                 f"(compute capability {self.device.compute_capability}): {self._messages.reason()} -- build the bundle "
                 "again on this machine."
             )
-        self._engines[kind] = TensorRTEngine(kind, engine, manifest.graphs[kind], self.library)
-        return self._engines[kind]
+        return TensorRTEngine(kind, engine, graph, self.library, self._messages)
 
     def scratch_bytes(self) -> int:
         """Return the working memory of the engine that needs most; they take turns."""
@@ -80,7 +89,7 @@ class TensorRTBackend:
     def sequence(self, calls: Sequence[Call]) -> Call:
         """Return one call that does ``calls`` one after another: a CUDA graph, unless an engine cannot be captured."""
         sequence = CallSequence(tuple(calls))
-        bound = [call for call in calls if isinstance(call, _TensorRTCall)]
+        bound = [call for call in calls if isinstance(call, TensorRTCall)]
         if not self._cuda_graphs or len(bound) < len(calls) or not all(call.capturable() for call in bound):
             return sequence
         return _capture(bound)
@@ -126,13 +135,12 @@ def _require_version(library: TensorRT, built_with: str, *, compatible: bool) ->
 class TensorRTEngine:
     """A deserialized plan; every session has its own execution context of it."""
 
-    def __init__(self, kind: str, engine: Any, graph: GraphSpec, library: TensorRT) -> None:
-        self.kind, self.engine, self._library = kind, engine, library
+    def __init__(self, kind: str, engine: Any, graph: GraphSpec, library: TensorRT, messages: Messages) -> None:
+        self.kind, self.engine, self.library, self._messages = kind, engine, library, messages
         self.scratch_bytes = int(engine.get_device_memory_size_for_profile_v2(0))
         self.tensors = tuple(engine.get_tensor_name(index) for index in range(engine.num_io_tensors))
-        self._inputs = {
-            name for name in self.tensors if engine.get_tensor_mode(name) == library.module.TensorIOMode.INPUT
-        }
+        inputs = [n for n in self.tensors if engine.get_tensor_mode(n) == library.module.TensorIOMode.INPUT]
+        self._dynamic = [name for name in inputs if -1 in tuple(engine.get_tensor_shape(name))]
         _require_same_tensors(kind, graph, {n: library.dtype_name(engine.get_tensor_dtype(n)) for n in self.tensors})
 
     def bind(self, tensors: Mapping[str, Buffer]) -> Call:
@@ -143,15 +151,23 @@ class TensorRTEngine:
         """
         memory = next(buffer.memory for buffer in tensors.values() if isinstance(buffer, DeviceBuffer))
         if self.kind not in memory.contexts:
-            memory.contexts[self.kind] = self._context(memory, tensors)
-        addresses = tuple((name, tensors[name].address) for name in self.tensors)
-        return _TensorRTCall(memory, memory.contexts[self.kind], addresses)
+            memory.contexts[self.kind] = self.new_context(memory, tensors)
+        return TensorRTCall(memory, memory.contexts[self.kind], self.addresses(tensors), self._messages)
 
-    def _context(self, memory: DeviceMemory, tensors: Mapping[str, Buffer]) -> Any:
+    def addresses(self, tensors: Mapping[str, Buffer]) -> tuple[tuple[str, int], ...]:
+        """Return where every input and output lies."""
+        return tuple((name, tensors[name].address) for name in self.tensors)
+
+    def new_context(self, memory: DeviceMemory, tensors: Mapping[str, Buffer]) -> Any:
         """Return an execution context with its shapes set and its working memory in the session's scratch."""
-        context = self._new_context()
+        context = self._empty_context()
+        if context is None:
+            raise BackendError(
+                f"TensorRT makes no execution context of the {self.kind} plan: {self._messages.reason()} -- free "
+                "memory on the device."
+            )
         context.set_device_memory(memory.scratch, self.scratch_bytes)
-        for name in self._inputs:
+        for name in self._dynamic:
             low, _, high = self.engine.get_tensor_profile_shape(name, 0)
             shape = tensors[name].shape
             fits = all(a <= size <= b for a, size, b in zip(low, shape, high, strict=True))
@@ -162,8 +178,8 @@ class TensorRTEngine:
                 )
         return context
 
-    def _new_context(self) -> Any:
-        trt = self._library.module
+    def _empty_context(self) -> Any:
+        trt = self.library.module
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if not hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
             return self.engine.create_execution_context(strategy)
@@ -185,9 +201,17 @@ def _require_same_tensors(kind: str, graph: GraphSpec, found: Mapping[str, str])
         )
 
 
-class _TensorRTCall:
-    def __init__(self, memory: DeviceMemory, context: Any, addresses: tuple[tuple[str, int], ...]) -> None:
-        self.memory, self.context, self._addresses = memory, context, addresses
+class TensorRTCall:
+    """An engine on the buffers of one session."""
+
+    def __init__(
+        self,
+        memory: DeviceMemory,
+        context: Any,
+        addresses: tuple[tuple[str, int], ...],
+        messages: Messages | None = None,
+    ) -> None:
+        self.memory, self.context, self._addresses, self._messages = memory, context, addresses, messages
 
     def run(self) -> None:
         """Enqueue the engine on its buffers.
@@ -200,7 +224,8 @@ class _TensorRTCall:
             self.context.set_tensor_address(name, address)
         if not self.context.execute_async_v3(self.memory.stream):
             self.memory.cuda.call("cudaGetLastError")
-            raise BackendError(f"TensorRT refuses to enqueue the {self.context.name or 'engine'}: see the log above.")
+            reason = self._messages.reason() if self._messages else "TensorRT gave no reason"
+            raise BackendError(f"TensorRT refuses to enqueue an engine: {reason} -- build the bundle again.")
 
     def capturable(self) -> bool:
         """Whether a CUDA graph can hold this call; regular TensorRT says so only by trying."""
@@ -225,7 +250,7 @@ class _CapturedCalls:
             self._memory.cuda.check(code, "cudaGraphLaunch")
 
 
-def _capture(calls: Sequence[_TensorRTCall]) -> _CapturedCalls:
+def _capture(calls: Sequence[TensorRTCall]) -> _CapturedCalls:
     """Capture the calls; each runs once before, for TensorRT sets itself up in a context's first call."""
     memory = calls[0].memory
     cuda, stream = memory.cuda, memory.stream
@@ -236,10 +261,15 @@ def _capture(calls: Sequence[_TensorRTCall]) -> _CapturedCalls:
     try:
         for call in calls:
             call.run()
+    except BaseException:
+        with contextlib.suppress(DeviceError):  # the error that counts is the call's
+            cuda.call("cudaGraphDestroy", cuda.call("cudaStreamEndCapture", stream))
+        raise
+    graph = cuda.call("cudaStreamEndCapture", stream)
+    try:
+        executable = cuda.call("cudaGraphInstantiate", graph, 0)
+        memory.graphs.append(executable)
     finally:
-        graph = cuda.call("cudaStreamEndCapture", stream)
-    executable = cuda.call("cudaGraphInstantiate", graph, 0)
-    cuda.call("cudaGraphDestroy", graph)
+        cuda.call("cudaGraphDestroy", graph)
     cuda.call("cudaGraphUpload", executable, stream)
-    memory.graphs.append(executable)
     return _CapturedCalls(memory, executable)

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 __all__ = ["RowSlice", "push_slices_up", "row_slice", "slice_rows"]
 
-_ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Cast", "Clip", "Identity", "Neg"}
+_ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Cast", "Clip", "Identity", "Max", "Min", "Neg"}
 """Operators whose output rows depend on the same rows of their inputs alone."""
 
 

@@ -8,10 +8,11 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from taylorseer.bundle import Bundle, check_target, draft_bundle
+from taylorseer.commands.backends import BuildEngines, add_backend_options, choose_backend
 from taylorseer.commands.options import add_cache_options, add_json_option, cache_config
 from taylorseer.commands.progress import progress_bar
 from taylorseer.config import PRESETS
-from taylorseer.errors import BackendError, DependencyError, ModelError
+from taylorseer.errors import CheckpointError, DependencyError, ModelError
 
 if TYPE_CHECKING:
     from taylorseer.exporter.workflow import ExportRequest
@@ -30,8 +31,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--checkpoint", metavar="PATH", help="a local diffusers folder, or a hub id")
     source.add_argument("--random-weights", action="store_true", help="random weights of the model's size")
     source.add_argument("--graphs-only", action="store_true", help="no weights and no engines: only to inspect")
-    parser.add_argument("--backend", default="onnxruntime", metavar="NAME", help="onnxruntime (default)")
-    parser.add_argument("--provider", default="cpu", choices=("cpu", "cuda"), help="of ONNX Runtime (default cpu)")
+    parser.add_argument("--onnx", type=pathlib.Path, metavar="FILE", help="split this exported model, with its weights")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "fp16", "bf16"), help="of weights and state")
     parser.add_argument("--height", type=int, help="pixels")
     parser.add_argument("--width", type=int, help="pixels")
@@ -43,6 +43,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", metavar="DIR", help="the bundle's folder (default: bundles/NAME)")
     parser.add_argument("--overwrite", action="store_true", help="replace the bundle that is there")
+    add_backend_options(parser)
     add_cache_options(parser)
     add_json_option(parser)
 
@@ -50,17 +51,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Build the bundle and say what is in it."""
     output = check_target(options.output or pathlib.Path("bundles") / options.model, overwrite=options.overwrite)
-    request = _request(options)
+    request, build_engines = _request(options)
     with progress_bar("building", quiet=options.json) as bar:
-        bundle = _build(request, output, options, bar.update)
+        bundle = _build(request, build_engines, output, options, bar.update)
     _report(bundle, options)
     return 0
 
 
-def _request(options: argparse.Namespace) -> "ExportRequest":
+def _request(options: argparse.Namespace) -> "tuple[ExportRequest, BuildEngines | None]":
     """Check everything that can be checked before the long work starts."""
-    if options.backend != "onnxruntime":
-        raise BackendError(f"There is no backend {options.backend!r} in this version; use --backend onnxruntime.")
+    if options.onnx is not None and (options.checkpoint or options.random_weights):
+        raise CheckpointError("--onnx FILE brings its own weights: leave out --checkpoint and --random-weights.")
     from taylorseer.exporter.families import load_model
 
     model = load_model(options.model)
@@ -71,12 +72,9 @@ def _request(options: argparse.Namespace) -> "ExportRequest":
         raise DependencyError(
             f"Exporting needs {error.name}: `pip install 'taylorseer-trt[export,onnxruntime]'`."
         ) from error
-    if not options.graphs_only:
-        from taylorseer.engines.onnxruntime_builder import load_onnxruntime
-
-        load_onnxruntime(options.provider)
+    build_engines = choose_backend(options, options.precision)
     cache = cache_config(options, PRESETS[model.preset])
-    weightless = options.random_weights or options.graphs_only
+    weightless = options.random_weights or options.graphs_only or options.onnx is not None
     request = ExportRequest(
         model=model,
         sizes=dataclasses.replace(model.sizes, **_given_sizes(options)),
@@ -84,10 +82,11 @@ def _request(options: argparse.Namespace) -> "ExportRequest":
         layout="history" if options.state == "auto" else options.state,
         cache=cache,
         checkpoint=None if weightless else find_checkpoint(model, options.checkpoint),
+        onnx=options.onnx,
         graphs_only=options.graphs_only,
     )
     _refuse_unservable(request)
-    return request
+    return request, build_engines
 
 
 def _refuse_unservable(request: "ExportRequest") -> None:
@@ -96,10 +95,6 @@ def _refuse_unservable(request: "ExportRequest") -> None:
     from taylorseer.runtime.step_plan import plan_steps
 
     pipeline = request.model.pipeline
-    if request.precision == "bf16" and not request.graphs_only:
-        raise BackendError(
-            "ONNX Runtime does not run these models in bf16: use --precision fp32, or --graphs-only to inspect."
-        )
     if pipeline.guidance_mode == "classifier-free" and request.sizes.max_batch < 2:
         raise ModelError(f"{request.model.name} takes two rows per image (classifier-free guidance): give --batch 2.")
     plan_steps(request.cache, request.layout, request.cache.order + 1)
@@ -119,15 +114,21 @@ def _given_sizes(options: argparse.Namespace) -> dict[str, int]:
     return given
 
 
-def _build(request: "ExportRequest", output: pathlib.Path, options: argparse.Namespace, progress: Any) -> Bundle:
-    from taylorseer.engines.onnxruntime_builder import build_onnxruntime
+def _build(
+    request: "ExportRequest",
+    build_engines: BuildEngines | None,
+    output: pathlib.Path,
+    options: argparse.Namespace,
+    progress: Any,
+) -> Bundle:
     from taylorseer.exporter.workflow import export
 
     with draft_bundle(output, overwrite=options.overwrite) as draft:
-        manifest = export(request, draft, lambda what, fraction: progress(what, 0.9 * fraction))
-        if not request.graphs_only:
-            progress("proving the engines", 0.92)
-            manifest = dataclasses.replace(manifest, engine=build_onnxruntime(draft.folder, manifest, options.provider))
+        manifest = export(request, draft, lambda what, fraction: progress(what, 0.6 * fraction))
+        if build_engines is not None:
+            progress("proving the engines", 0.6)
+            engine = build_engines(draft.folder, manifest, lambda what, done: progress(what, 0.6 + 0.35 * done))
+            manifest = dataclasses.replace(manifest, engine=engine)
         return draft.commit(manifest)
 
 

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from taylorseer.bundle import Bundle, open_bundle
 from taylorseer.commands.options import add_json_option
 from taylorseer.commands.progress import progress_bar
 from taylorseer.config import PRESETS, CacheConfig
+from taylorseer.tensorrt_library import FLAVORS
 
 if TYPE_CHECKING:
     from taylorseer.runtime.session import Session
@@ -104,13 +106,16 @@ def _parity(bundle: Bundle, seed: int, progress: Callable[[str, float], None]) -
         yield Check("parity with torch", None, "the bundle has graphs only")
         return
     try:
-        import onnxruntime  # noqa: F401  the backend would say so too late
+        if bundle.manifest.engine.backend not in FLAVORS:
+            import onnxruntime  # noqa: F401  the backend would say so too late
+
+        import torch
 
         from taylorseer.exporter.parity import reference_from_bundle
     except ImportError as error:
         yield Check("parity with torch", None, f"{error.name} is not installed")
         return
-    from taylorseer.runtime.onnxruntime_backend import OnnxRuntimeBackend
+    from taylorseer.runtime.open_backend import open_backend
     from taylorseer.runtime.session import LoadedModel
     from taylorseer.runtime.shadow_backend import ShadowBackend, relative_error
 
@@ -119,18 +124,35 @@ def _parity(bundle: Bundle, seed: int, progress: Callable[[str, float], None]) -
         yield Check("parity with torch", None, f"the official recurrence is taylor, this bundle has {config.predictor}")
         return
     progress("building the torch reference", 0.0)
-    reference = reference_from_bundle(bundle, config)
-    backend = OnnxRuntimeBackend(bundle)
+    # In float32 whatever the bundle's precision, so that the difference is the engines' own error.
+    device = "cuda" if bundle.manifest.engine.backend in FLAVORS and torch.cuda.is_available() else "cpu"
+    reference = reference_from_bundle(bundle, config, dtype=torch.float32, device=device)
+    backend = open_backend(bundle)
     shadow = ShadowBackend(backend, bundle.manifest, reference.predict)
-    with_torch = _loop(LoadedModel(bundle.manifest, shadow).session(), config, seed, progress)
+    with LoadedModel(bundle.manifest, shadow).session() as session:
+        with_torch = _loop(session, config, seed, progress)
     graph_limit, loop_limit = _PARITY[bundle.manifest.precision]
     for kind in ("full", "forecast"):
         worst = float(np.max([error for graph, error in shadow.errors if graph == kind]))  # NaN if one is
         yield Check(f"{kind} graph", worst <= graph_limit, f"relative error {worst:.1e}, at most {graph_limit:.0e}")
-    ours = _loop(LoadedModel(bundle.manifest, backend).session(), config, seed, progress)
-    gap = relative_error(ours, with_torch)
-    detail = f"relative error {gap:.1e}, at most {loop_limit:.0e}"
-    yield Check(f"loop of {config.steps} steps", gap <= loop_limit, detail)
+    with LoadedModel(bundle.manifest, backend).session() as session:
+        gap = relative_error(_loop(session, config, seed, progress), with_torch)
+        detail = f"relative error {gap:.1e}, at most {loop_limit:.0e}"
+        yield Check(f"loop of {config.steps} steps", gap <= loop_limit, detail)
+        if bundle.manifest.engine.backend in FLAVORS:
+            yield from _plans(session, bundle)
+
+
+def _plans(session: "Session", bundle: Bundle) -> Iterator[Check]:
+    """Every output of every plan against ONNX Runtime in float32."""
+    from taylorseer.commands.verify_plans import TOLERANCE, tensor_errors
+
+    limit = TOLERANCE[bundle.manifest.precision]
+    for kind in sorted(bundle.manifest.graphs):
+        errors = tensor_errors(session, bundle, kind)
+        name = max(errors, key=lambda n: math.inf if math.isnan(errors[n]) else errors[n])
+        detail = f"{len(errors)} tensors against ONNX Runtime in fp32, the worst is {name!r}: relative error "
+        yield Check(f"{kind} plan", errors[name] <= limit, f"{detail}{errors[name]:.1e}, at most {limit:.0e}")
 
 
 def _loop(session: "Session", config: CacheConfig, seed: int, progress: Callable[[str, float], None]) -> Latent:
@@ -147,4 +169,5 @@ def _loop(session: "Session", config: CacheConfig, seed: int, progress: Callable
         guidance=pipeline.guidance,
         on_step=lambda step, full: progress("comparing with torch", (step + 1) / config.steps),
     )
-    return result.latent
+    latent: Latent = result.latent
+    return latent
