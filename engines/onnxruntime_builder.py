@@ -91,7 +91,7 @@ def _prove(onnxruntime: Any, folder: pathlib.Path, kind: str, manifest: Manifest
 
 
 def _example(shape: tuple[int | str, ...], dtype: str, batch: int, random: np.random.Generator) -> Any:
-    sizes = [batch if size == "batch" else int(size) for size in shape]
+    sizes = [batch if isinstance(size, str) else size for size in shape]
     if dtype == "int64":
         return np.ones(sizes, np.int64)
     return random.standard_normal(sizes).astype(dtype)

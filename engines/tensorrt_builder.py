@@ -114,7 +114,7 @@ def _stored_plan(
 ) -> PlanSpec:
     graph, largest = manifest.graphs[kind], manifest.sizes["max_batch"]
     rows = min(manifest.rows_per_image, largest)
-    profile = batch_profile(graph, smallest=rows, best=rows, largest=largest)
+    profile = batch_profile(graph, smallest=rows, best=rows, largest=largest, step_rows=manifest.prepare_rows)
     file = folder / graph.file
     recipe = PlanRecipe(
         graph_sha256=graph_digest(file),

@@ -1,24 +1,21 @@
-"""A model that was exported, and perhaps quantized, elsewhere: checked, cleaned and split without reading its weights.
+"""A model that was exported, and perhaps quantized, elsewhere: checked and cleaned without reading its weights.
 
-Whatever lies in data files beside the ONNX file is a weight: it has no data while the graph is cleaned, as parameters
-have none after a trace, and refers to the bundle's own files afterwards.  These are hard links to the data files where
-the file system allows that, so 24 GB of weights are neither read nor written.  A linked file must not be changed in
-place, for the bundle would notice other content; and ``onnx.load`` refuses it until one of the two names is gone.
+What lies in data files beside the ONNX file is a weight, which :mod:`taylorseer.exporter.data_files` takes away before
+the graph is cleaned: parameters have no data after a trace either.  Afterwards they refer to the bundle's own files.
 """
 
 import dataclasses
-import os
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from taylorseer.bundle import require_space
 from taylorseer.errors import CheckpointError, GraphError
+from taylorseer.exporter.data_files import detach_weights, place_weights
 from taylorseer.exporter.families import ModelFamily, ModelInput
 from taylorseer.exporter.features import Feature, module_scopes
 from taylorseer.exporter.passes.cleaning import clean
@@ -29,11 +26,6 @@ __all__ = ["ImportedModel", "import_model", "place_weights", "require_precision"
 _DTYPES = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 
 _FLOATS = {*_DTYPES.values(), ir.DataType.DOUBLE}
-
-_SMALL = 1024
-"""Bytes.  External tensors up to this size are read: shapes and axes may be among them, which folding has to know."""
-
-_CHUNK = 1 << 24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +67,7 @@ def import_model(
     _require_inputs(model, inputs, family, file)
     _take_float32(model, inputs)
     _name_prediction(model, file)
-    weights, files = _detach_weights(model, file)
+    weights, files = detach_weights(model, file)
     clean(model)
     for name, value in model.graph.initializers.items():
         if value.const_value is None:
@@ -103,38 +95,6 @@ def require_precision(features: Sequence[Feature], precision: str, file: pathlib
                 f"The feature {feature.name!r} of {file.name!r} is {dtype}, and --precision {precision} was asked: "
                 f"{advice} ({', '.join(_DTYPES)})."
             )
-
-
-def place_weights(
-    files: Mapping[str, pathlib.Path], folder: pathlib.Path, progress: Callable[[float], None] = lambda fraction: None
-) -> None:
-    """Put each data file into ``folder`` under its name: a hard link, or a copy where that is impossible.
-
-    Args:
-        files: data files by the names that the graphs use.
-        folder: where the graphs will be saved.
-        progress: called with the fraction of the bytes to be copied that is behind.
-
-    Raises:
-        OutputError: too little space for what has to be copied.
-    """
-    copies = {name: path for name, path in files.items() if not _link(path, folder / name)}
-    total, done = sum(path.stat().st_size for path in copies.values()), 0
-    require_space(folder, total)
-    for name, path in copies.items():
-        with open(path, "rb") as source, open(folder / name, "xb") as target:
-            while chunk := source.read(_CHUNK):
-                target.write(chunk)
-                done += len(chunk)
-                progress(done / total)
-
-
-def _link(path: pathlib.Path, target: pathlib.Path) -> bool:
-    try:
-        os.link(path, target)
-    except OSError:  # another file system, one without links, or another user's file
-        return False
-    return True
 
 
 def _open(file: pathlib.Path) -> ir.Model:
@@ -245,77 +205,3 @@ def _cast(value: ir.Value, dtype: ir.DataType | None, name: str) -> ir.Node:
     output = node.outputs[0]
     output.name, output.shape, output.type = name, value.shape, ir.TensorType(dtype)
     return node
-
-
-def _detach_weights(
-    model: ir.Model, file: pathlib.Path
-) -> tuple[dict[str, ir.ExternalTensor], dict[str, pathlib.Path]]:
-    """Take the data of external initializers away; return them as they will be in the bundle, and its data files."""
-    if any(_nested_external(model)):
-        raise GraphError(
-            f"{file.name!r} keeps external data in a subgraph or an attribute, which is not followed: export the "
-            "transformer without control flow."
-        )
-    weights: dict[str, ir.ExternalTensor] = {}
-    names: dict[pathlib.Path, str] = {}
-    for name, value in model.graph.initializers.items():
-        tensor = value.const_value
-        if not isinstance(tensor, ir.ExternalTensor):
-            continue
-        path = _data_file(tensor, file)
-        value.shape, value.type = tensor.shape, ir.TensorType(tensor.dtype)
-        if tensor.nbytes <= _SMALL:
-            value.const_value = _read(tensor, path)
-            continue
-        # Names of our own: theirs may be that of a graph, and writing to a link would write to their file.
-        stored = names.setdefault(path, f"weights-{len(names)}.data")
-        weights[name] = _refer(tensor, stored)
-        value.const_value = None
-    return weights, {name: path for path, name in names.items()}
-
-
-def _nested_external(model: ir.Model) -> Iterator[bool]:
-    """Yield whether each tensor is external that is no initializer of the main graph."""
-    for graph in model.graphs():
-        if graph is not model.graph:
-            yield from (isinstance(value.const_value, ir.ExternalTensor) for value in graph.initializers.values())
-        for node in graph:
-            yield from (isinstance(attribute.value, ir.ExternalTensor) for attribute in node.attributes.values())
-
-
-def _data_file(tensor: ir.ExternalTensor, file: pathlib.Path) -> pathlib.Path:
-    """Return the file that holds ``tensor``, all of it, inside the folder of the ONNX file and with links followed."""
-    location = pathlib.PurePath(tensor.location)
-    try:
-        path = (file.parent / location).resolve()
-    except (OSError, ValueError, RuntimeError):  # names that no file can have, and links in a circle
-        path = pathlib.Path()
-    if location.is_absolute() or ".." in location.parts or not path.is_relative_to(file.parent.resolve()):
-        raise CheckpointError(
-            f"{file.name!r} keeps {tensor.name!r} in {str(location)!r}, outside its own folder, where no data is read: "
-            "put the data file itself beside the ONNX file, not a link to it."
-        )
-    if not path.is_file() or not os.access(path, os.R_OK):
-        raise CheckpointError(
-            f"The data file {str(location)!r} of {file.name!r} is missing in {str(file.parent)!r} or cannot be read: "
-            "fetch it too and put it there."
-        )
-    offset, length = tensor.offset or 0, tensor.nbytes if tensor.length is None else tensor.length
-    if offset < 0 or length != tensor.nbytes or offset + length > path.stat().st_size:
-        raise CheckpointError(
-            f"The data file {str(location)!r} of {file.name!r} has {path.stat().st_size} bytes and cannot hold "
-            f"{tensor.name!r} ({tensor.nbytes} bytes, stored as {length} at {offset}): fetch both files again."
-        )
-    return path
-
-
-def _read(tensor: ir.ExternalTensor, path: pathlib.Path) -> ir.Tensor:
-    # Without a base folder onnx-ir does not count hard links, which the data of an earlier import has.
-    values = _refer(tensor, str(path)).numpy().copy()
-    return ir.Tensor(values, dtype=tensor.dtype, name=tensor.name)
-
-
-def _refer(tensor: ir.ExternalTensor, location: str) -> ir.ExternalTensor:
-    return ir.ExternalTensor(
-        location, tensor.offset or 0, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=tensor.name
-    )

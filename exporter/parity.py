@@ -17,13 +17,17 @@ import torch
 
 from taylorseer.bundle import Bundle
 from taylorseer.config import CacheConfig
-from taylorseer.errors import BundleError, ScheduleError
+from taylorseer.errors import BundleError, CheckpointError, ScheduleError
+from taylorseer.exporter.data_files import load_graph
 from taylorseer.exporter.families import FAMILIES, ModelFamily, ModelInput, Sizes, load_model
 from taylorseer.exporter.tracing import TORCH_DTYPES, TransformerCall, build_module
 from taylorseer.exporter.weights import WeightSource
 from taylorseer.schedule import CacheSchedule
 
 __all__ = ["GraphWeights", "TorchReference", "load_parameters", "reference_from_bundle"]
+
+
+_FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
 
 
 class TorchReference:
@@ -80,6 +84,11 @@ class TorchReference:
             prediction: npt.NDArray[np.float32] = self._call(*tensors).cpu().numpy()
         return prediction
 
+    def examples(self) -> dict[str, npt.NDArray[Any]]:
+        """Return ones for every input, of one batch row."""
+        shapes = {spec.name: [1 if size == "batch" else int(size) for size in spec.shape] for spec in self._inputs}
+        return {spec.name: np.ones(shapes[spec.name], spec.dtype) for spec in self._inputs}
+
     def reset(self) -> None:
         """Forget every feature, for another request."""
         self._derivatives.clear()
@@ -112,17 +121,19 @@ class TorchReference:
 
 
 class GraphWeights:
-    """The parameters of a bundle's full graph, by their diffusers names, read from the weights file one by one."""
+    """The parameters of a bundle's graphs, by their diffusers names, read from the weights file one by one."""
 
     origin = "bundle"
 
-    def __init__(self, graph: ir.Graph) -> None:
-        self._tensors = {name: value.const_value for name, value in graph.initializers.items()}
+    def __init__(self, *graphs: ir.Graph) -> None:
+        self._tensors = {name: value.const_value for graph in graphs for name, value in graph.initializers.items()}
 
     def shape(self, name: str) -> tuple[int, ...] | None:
-        """Return the parameter's shape [...], or None."""
+        """Return the parameter's shape [...], or None; integers of a quantized model are no parameters."""
         tensor = self._tensors.get(name)
-        return None if tensor is None else tuple(int(size) for size in tensor.shape)  # type: ignore[arg-type]
+        if tensor is None or tensor.dtype not in _FLOATS:
+            return None
+        return tuple(int(size) for size in tensor.shape)  # type: ignore[arg-type]
 
     def read(self, name: str, dtype: torch.dtype) -> torch.Tensor:
         """Return a copy of the parameter, converted to ``dtype``."""
@@ -134,20 +145,26 @@ class GraphWeights:
         return torch.from_numpy(values.copy()).to(dtype)
 
 
-def load_parameters(module: torch.nn.Module, source: WeightSource, dtype: torch.dtype) -> None:
+def load_parameters(module: torch.nn.Module, source: WeightSource, dtype: torch.dtype) -> list[str]:
     """Give the module of :func:`taylorseer.exporter.tracing.build_module` its parameters, in ``dtype``.
 
-    A parameter that the source lacks becomes NaN: the graphs have dropped what no prediction depends on, and this
-    shows at once when one was dropped wrongly.
+    A parameter that the source lacks, or has in another shape, becomes NaN: the graphs have dropped what no prediction
+    depends on, and this shows at once when one was dropped wrongly.
+
+    Returns:
+        The names of the parameters that became NaN.
     """
+    lacking = []
     for prefix, owner in module.named_modules():
         for name, parameter in owner.named_parameters(recurse=False):
             whole = f"{prefix}.{name}" if prefix else name
-            if source.shape(whole) is None:
+            if source.shape(whole) != tuple(parameter.shape):
+                lacking.append(whole)
                 value = torch.full(parameter.shape, math.nan, dtype=dtype)
             else:
                 value = source.read(whole, dtype)
             setattr(owner, name, torch.nn.Parameter(value, requires_grad=False))
+    return lacking
 
 
 def reference_from_bundle(
@@ -165,6 +182,7 @@ def reference_from_bundle(
         BundleError: the bundle holds graphs only.
         ScheduleError: the schedule could not run, or the predictor is not the authors'.
         ModelError: this version does not know the bundle's model.
+        CheckpointError: an imported model whose parameters are quantized, or named otherwise than in diffusers.
     """
     manifest = bundle.manifest
     if manifest.weights == "none":
@@ -176,8 +194,9 @@ def reference_from_bundle(
     model, sizes = load_model(manifest.model), Sizes(**manifest.sizes)
     family = FAMILIES[manifest.family]
     module = build_module(family, manifest.config)
-    load_parameters(module, GraphWeights(ir.load(bundle.path(manifest.graphs["full"].file)).graph), dtype)
-    return TorchReference(
+    weights = GraphWeights(*(load_graph(bundle, kind).graph for kind in ("prepare", "full")))
+    lacking = load_parameters(module, weights, dtype)
+    reference = TorchReference(
         module,
         family,
         inputs=family.inputs(manifest.config, model, sizes),
@@ -187,6 +206,20 @@ def reference_from_bundle(
         dtype=dtype,
         device=device,
     )
+    if manifest.weights.startswith("onnx:"):
+        _require_parameters(reference, lacking, bundle)
+    return reference
+
+
+def _require_parameters(reference: TorchReference, lacking: Sequence[str], bundle: Bundle) -> None:
+    """Refuse to predict NaN: one full step tells whether any parameter that is ``lacking`` matters."""
+    if lacking and np.isnan(reference.predict(0, reference.examples())).any():
+        raise CheckpointError(
+            f"The torch reference needs every parameter as floats under its name in diffusers, and the graphs of "
+            f"{str(bundle.folder)!r} lack {len(lacking)}, {lacking[0]!r} among them: the model was quantized or "
+            "optimized where it was exported. Compare its predictions with those of the ONNX file that it was built of."
+        )
+    reference.reset()
 
 
 def _official_order(config: CacheConfig) -> int:

@@ -1,22 +1,31 @@
-"""Two graphs from one: **full** also yields the features, **forecast** takes them as weighted sums of the state.
+"""Three graphs from one: **prepare** makes what the latent has no part in, **full** yields the features as well as the
+prediction, **forecast** takes them as weighted sums of the state.
 
-Both are made by the same rewrite for every model family.  A forecast graph starts as the full graph whose features
-are replaced by inputs; whatever only served to compute them is dead and goes, and so are rows, modulations and inputs
-that no longer reach the prediction.
+All are made by the same rewrite for every model family.  A forecast graph starts as the full graph whose features
+are replaced by inputs; whatever only served to compute them is dead and goes, and so are rows and inputs that no longer
+reach the prediction.
 """
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
 from taylorseer.errors import GraphError
 from taylorseer.exporter.features import Feature, module_scopes
-from taylorseer.exporter.passes.cleaning import drop_unused, finish
-from taylorseer.exporter.passes.narrow_linears import narrow_linears
+from taylorseer.exporter.passes.cleaning import drop_unused
 from taylorseer.exporter.passes.slices import push_slices_up, row_slice, slice_rows
-from taylorseer.manifest import Layout
+from taylorseer.exporter.prepare import (
+    Boundary,
+    PreparedValue,
+    find_boundary,
+    prepare_graph,
+    read_from_tables,
+    table_dtype,
+    take_inputs,
+)
+from taylorseer.manifest import Layout, Role
 
 __all__ = ["LiveFeature", "Stages", "split_stages"]
 
@@ -37,6 +46,7 @@ class LiveFeature:
 class Stages:
     """The result of a split."""
 
+    prepare: ir.Model
     full: ir.Model
     forecast: ir.Model
     live: tuple[LiveFeature, ...]
@@ -45,13 +55,20 @@ class Stages:
 
 
 def split_stages(
-    model: ir.Model, features: Sequence[Feature], *, order: int, layout: Layout, keep_dead: bool = False
+    model: ir.Model,
+    features: Sequence[Feature],
+    *,
+    roles: Mapping[str, Role],
+    order: int,
+    layout: Layout,
+    keep_dead: bool = False,
 ) -> Stages:
-    """Split ``model`` into a full and a forecast graph; ``model`` itself is left as it was.
+    """Split ``model`` into a prepare, a full and a forecast graph; ``model`` itself is left as it was.
 
     Args:
         model: the whole transformer; its last output is the prediction.
         features: the values to remember.
+        roles: of the model's inputs.
         order: largest order of the forecasts; order + 1 tensors are remembered per feature.
         layout: ``history`` (the full graph yields features) or ``derivatives`` (it yields D_0..D_order).
         keep_dead: remember every feature whole, also what no forecast needs; for tests of exactly that.
@@ -60,12 +77,13 @@ def split_stages(
         GraphError: attention, or a block's product with what was forecast, is left in the forecast graph, which would
             make forecasts slow without a word.
     """
-    forecast = model.clone()
+    boundary = find_boundary(model, roles, [feature.name for feature in features])
+    latent_dependent = model.clone()
+    take_inputs(latent_dependent, boundary)
+    forecast = latent_dependent.clone()
     placeholders = _cut_features(forecast, [feature.value.name for feature in features])
     if not keep_dead:
         push_slices_up(forecast)
-        drop_unused(forecast)
-        narrow_linears(forecast)
         drop_unused(forecast)
         for placeholder in placeholders:
             placeholder.narrow()
@@ -76,15 +94,27 @@ def split_stages(
     dead = tuple(feature.name for feature in features if feature.name not in {item.name for item in live})
     for placeholder, item in zip(living, live, strict=True):
         _sum_of_state(forecast.graph, placeholder.value, item, order + 1)
-    _order_inputs(forecast)
 
-    full = model.clone()
+    full = latent_dependent.clone()
     values = {value.name: value for node in full.graph for value in node.outputs}
     sources = [placeholder.source for placeholder in living]
     _yield_state(full.graph, [values[name] for name in sources], live, order, layout)
-    finish(full)
-    finish(forecast)
-    return Stages(full, forecast, live, dead)
+    tables = _tables(boundary, forecast)
+    for graph in (full, forecast):
+        read_from_tables(graph, tables)
+    _order_inputs(forecast)
+    return Stages(prepare_graph(model, boundary, tables), full, forecast, live, dead)
+
+
+def _tables(boundary: Boundary, forecast: ir.Model) -> dict[str, list[PreparedValue]]:
+    """Group what differs from step to step: what a forecast reads comes first and apart, and each dtype by itself."""
+    read = {str(value.name) for value in forecast.graph.inputs}
+    tables: dict[str, list[PreparedValue]] = {}
+    for reader in ("forecast", "full"):
+        for value in boundary.values:
+            if value.every_step and (value.input_name in read) == (reader == "forecast"):
+                tables.setdefault(f"prepared.{reader}.{table_dtype(value).numpy().name}", []).append(value)
+    return tables
 
 
 class _Placeholder:

@@ -1,8 +1,9 @@
 """``export()``: from a model's name to the two graphs of a bundle, as one flat function."""
 
 import dataclasses
+import math
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,11 @@ from taylorseer.bundle import BundleDraft, require_space
 from taylorseer.config import CacheConfig
 from taylorseer.exporter.checkpoints import Checkpoint
 from taylorseer.exporter.families import FAMILIES, ModelInput, NamedModel, Sizes
-from taylorseer.exporter.features import find_features
+from taylorseer.exporter.features import Feature, find_features
+from taylorseer.exporter.graph_specs import graph_spec
 from taylorseer.exporter.imported import ImportedModel, import_model, place_weights, require_precision
 from taylorseer.exporter.passes.cleaning import clean
+from taylorseer.exporter.prepare import STEP_BATCH
 from taylorseer.exporter.stages import LiveFeature, Stages, split_stages
 from taylorseer.exporter.tracing import TORCH_DTYPES, trace
 from taylorseer.exporter.update import update_graph
@@ -28,11 +31,15 @@ from taylorseer.manifest import (
     Layout,
     Manifest,
     PipelineSpec,
-    Role,
-    TensorSpec,
 )
 
 __all__ = ["ExportRequest", "export", "imported_model", "split_model", "traced_model"]
+
+_MOST_PREPARE_ROWS = 64
+"""Rows that prepare takes at once: the 50 steps of most requests, and a batch that keeps any device busy."""
+
+_PREPARE_BYTES = 64 * 2**20
+"""Inputs that prepare takes at once; HunyuanVideo's text comes once for each timestep."""
 
 Progress = Callable[[str, float], None]
 """Called with what is being done and the fraction (0..1) of the export that is behind."""
@@ -58,7 +65,7 @@ class ExportRequest:
 
 
 def export(request: ExportRequest, draft: BundleDraft, progress: Progress = lambda what, fraction: None) -> Manifest:
-    """Write ``full.onnx``, ``forecast.onnx`` and the weights into ``draft``; return the manifest so far.
+    """Write the graphs and the weights into ``draft``; return the manifest so far.
 
     Raises:
         ModelError: sizes that the family does not have.
@@ -88,16 +95,14 @@ def export(request: ExportRequest, draft: BundleDraft, progress: Progress = lamb
     else:
         _refer_to_absent_weights(model)
     progress("splitting the graph", 0.9)
-    stages = split_stages(model, features, order=request.cache.order, layout=request.layout)
+    stages = _split(request, model, inputs, features)
+    pipeline = _pipeline(request, inputs)
+    update = update_graph(graph_spec(stages.full, "", inputs), pipeline)
     specs = {}
-    for kind, graph in (("full", stages.full), ("forecast", stages.forecast)):
-        path = draft.path(f"graphs/{kind}.onnx")
-        ir.save(_releasable(graph), path)
-        specs[kind] = _graph_spec(graph, f"graphs/{kind}.onnx", inputs)
-    pipeline = _pipeline(request, specs["full"])
-    update = update_graph(specs["full"], pipeline)
-    ir.save(_releasable(update), draft.path("graphs/update.onnx"))
-    specs["update"] = _graph_spec(update, "graphs/update.onnx", inputs)
+    graphs_by_kind = {"prepare": stages.prepare, "full": stages.full, "forecast": stages.forecast, "update": update}
+    for kind, graph in graphs_by_kind.items():
+        ir.save(_releasable(graph), draft.path(f"graphs/{kind}.onnx"))
+        specs[kind] = graph_spec(graph, f"graphs/{kind}.onnx", inputs)
     if request.checkpoint is not None:
         request.checkpoint.copy_words(draft)
     progress("exported", 1.0)
@@ -123,11 +128,24 @@ def imported_model(request: ExportRequest, file: pathlib.Path) -> tuple[Imported
 
 
 def split_model(request: ExportRequest, *, keep_dead: bool = False) -> Stages:
-    """Return both graphs in memory, with their weights; for parity checks of small models."""
-    model, _ = traced_model(request)
+    """Return the graphs in memory, with their weights; for parity checks of small models."""
+    model, inputs = traced_model(request)
     attach_weights(model, _weight_source(request, model), TORCH_DTYPES[request.precision])
     features = find_features(model.graph, FAMILIES[request.model.family].features)
-    return split_stages(model, features, order=request.cache.order, layout=request.layout, keep_dead=keep_dead)
+    return _split(request, model, inputs, features, keep_dead=keep_dead)
+
+
+def _split(
+    request: ExportRequest,
+    model: ir.Model,
+    inputs: tuple[ModelInput, ...],
+    features: Sequence[Feature],
+    *,
+    keep_dead: bool = False,
+) -> Stages:
+    roles = {spec.name: spec.role for spec in inputs}
+    order, layout = request.cache.order, request.layout
+    return split_stages(model, features, roles=roles, order=order, layout=layout, keep_dead=keep_dead)
 
 
 def model_config(request: ExportRequest) -> Mapping[str, Any]:
@@ -182,56 +200,18 @@ def _releasable(graph: ir.Model) -> ir.Model:
     return graph
 
 
-def _graph_spec(model: ir.Model, file: str, inputs: tuple[ModelInput, ...]) -> GraphSpec:
-    roles: dict[str, Role] = {spec.name: spec.role for spec in inputs}
-    return GraphSpec(
-        file=file,
-        inputs=tuple(_tensor_spec(value, roles) for value in model.graph.inputs),
-        outputs=tuple(_tensor_spec(value, roles) for value in model.graph.outputs),
-    )
-
-
-_PREFIXED_ROLES: dict[str, Role] = {"state": "state", "previous": "previous", "next": "state"}
-
-
-def _tensor_spec(value: ir.Value, roles: Mapping[str, Role]) -> TensorSpec:
-    name = str(value.name)
-    assert value.shape is not None and value.dtype is not None
-    shape = tuple(size if isinstance(size, int) else "batch" for size in value.shape)
-    dtype = value.dtype.numpy().name
-    fixed: dict[str, Role] = {
-        "latent": "latent",
-        "next_latent": "next_latent",
-        "prediction": "prediction",
-        "clip": "clip",
-        "probe": "probe",
-        "update_numbers": "update_numbers",
-        "coefficients": "coefficients",
-        "difference_scales": "difference_scales",
-    }
-    if name in fixed or name in roles:
-        return TensorSpec(name=name, role=fixed.get(name) or roles[name], shape=shape, dtype=dtype)
-    kind, _, rest = name.partition(".")
-    if kind == "feature":
-        return TensorSpec(name=name, role="feature", shape=shape, dtype=dtype, feature=rest)
-    feature, _, index = rest.rpartition(".")
-    return TensorSpec(
-        name=name, role=_PREFIXED_ROLES[kind], shape=shape, dtype=dtype, feature=feature, index=int(index)
-    )
-
-
 def _feature_spec(feature: LiveFeature) -> FeatureSpec:
     return FeatureSpec(name=feature.name, shape=feature.shape, dtype=feature.dtype.numpy().name, rows=feature.rows)
 
 
-def _pipeline(request: ExportRequest, full: GraphSpec) -> PipelineSpec:
+def _pipeline(request: ExportRequest, inputs: tuple[ModelInput, ...]) -> PipelineSpec:
     """Return the named model's pipeline, as far as the checkpoint and the graph agree."""
     pipeline: PipelineSpec = request.model.pipeline
     if request.checkpoint is not None:
         pipeline = dataclasses.replace(pipeline, scheduler=request.checkpoint.scheduler or pipeline.scheduler)
     else:
         pipeline = dataclasses.replace(pipeline, text="none")
-    if not any(spec.role == "guidance" for spec in full.inputs) and pipeline.guidance_mode == "embedded":
+    if not any(spec.role == "guidance" for spec in inputs) and pipeline.guidance_mode == "embedded":
         pipeline = dataclasses.replace(pipeline, guidance_mode="none")
     return pipeline
 
@@ -251,6 +231,7 @@ def _manifest(request: ExportRequest, stages: Stages, graphs: dict[str, GraphSpe
         sizes=dataclasses.asdict(request.sizes),
         layout=request.layout,
         order=request.cache.order,
+        prepare_rows=_prepare_rows(graphs["prepare"], request.sizes.max_batch),
         cache=request.cache.to_json(),
         pipeline=pipeline,
         features=tuple(_feature_spec(feature) for feature in stages.live),
@@ -261,6 +242,13 @@ def _manifest(request: ExportRequest, stages: Stages, graphs: dict[str, GraphSpe
         config=_published_config(model_config(request)),
         files={},
     )
+
+
+def _prepare_rows(prepare: GraphSpec, max_batch: int) -> int:
+    """Return the rows that prepare takes at once: as many as fit the budget with all that comes once for each."""
+    repeated = [spec.shape for spec in prepare.inputs if STEP_BATCH in spec.shape]
+    row_bytes = sum(4 * math.prod(int(size) for size in shape[1:]) for shape in repeated)
+    return max(max_batch, min(_MOST_PREPARE_ROWS, _PREPARE_BYTES // max(row_bytes, 1)))
 
 
 def _published_config(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -50,12 +50,12 @@ def checked_conditions(
         ShapeError: an unknown or missing input, or one of another shape or dtype than the bundle was built for.
         NonFiniteError: NaN or infinity in one.
     """
-    specs = {spec.name: spec for spec in manifest.graphs["full"].inputs if spec.role == "condition"}
+    specs, rows = manifest.conditions, memory.tensors["latent.0"].shape[0]
     for name in conditions.keys() - specs.keys():
         raise ShapeError(f"The model has no input {name!r}; it takes {', '.join(specs) or 'no conditions'}.")
     given = {}
     for name, spec in specs.items():
-        shape = memory.tensors[name].shape
+        shape = (rows, *(int(size) for size in spec.shape[1:]))
         if name not in conditions:
             raise ShapeError(f"The input {name!r} is missing: give an array of shape {list(shape)}.")
         given[name] = checked_array(name, conditions[name], shape, np.dtype(spec.dtype))

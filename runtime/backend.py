@@ -47,6 +47,9 @@ class Buffer(Protocol):
     def clear(self) -> None:
         """Fill with zeros, in order with the calls."""
 
+    def first(self, rows: int) -> "Buffer":
+        """Return the buffer's first rows as a buffer on the same memory."""
+
 
 class Call(Protocol):
     """Engines with every input and output bound to a buffer."""
@@ -63,13 +66,16 @@ class Engine(Protocol):
 
 
 class StepInputs(Protocol):
-    """The small tensors that differ from step to step: timestep, coefficients, update numbers."""
+    """The tensors that differ from step to step: coefficients, update numbers, and what prepare made."""
 
     def load(self, table: StepTable) -> None:
-        """Take the values of all steps of a request."""
+        """Take the values of all steps of a request, of the inputs that ``table`` names."""
 
-    def select(self, step: int) -> None:
-        """Let the buffers hold the values of ``step``, in order with the calls."""
+    def store(self, name: str, step: int, values: Buffer) -> None:
+        """Take the values of an input for ``step`` and the steps that follow, in order with the calls."""
+
+    def select(self, step: int, *, full: bool) -> None:
+        """Let the buffers hold the values of ``step``, those that its kind reads, in order with the calls."""
 
 
 class Probe(Protocol):
@@ -124,7 +130,7 @@ class Backend(Protocol):
     """Loads engines and owns the memory that they work on."""
 
     def load(self, kind: str) -> Engine:
-        """Return the engine of the graph ``full``, ``forecast`` or ``update``."""
+        """Return the engine of the graph ``prepare``, ``full``, ``forecast`` or ``update``."""
 
     def reserve(self, plan: MemoryPlan) -> Memory:
         """Allocate all memory of a session, zeroed."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from taylorseer.manifest import GraphSpec, Manifest, TensorSpec
-from taylorseer.runtime.memory import MemoryPlan
+from taylorseer.runtime.memory import PREPARE, MemoryPlan
 
 __all__ = ["Binding", "bind", "prove_disjoint"]
 
@@ -16,13 +16,16 @@ def bind(manifest: Manifest, kind: str, *, variant: int, turn: int) -> Binding:
 
     Args:
         manifest: of the bundle.
-        kind: ``full``, ``forecast`` or ``update``.
+        kind: ``prepare``, ``full``, ``forecast`` or ``update``.
         variant: history: the slot that a full step writes; derivatives: the set that a full step writes, having read
             the other, and that a forecast step reads.
         turn: which of the two latents is current; the update writes the other.
     """
     graph = manifest.graphs[kind]
-    return {spec.name: _tensor(manifest, spec, variant, turn) for spec in (*graph.inputs, *graph.outputs)}
+    specs = (*graph.inputs, *graph.outputs)
+    if kind == "prepare":
+        return {spec.name: spec.name if spec.role == "request" else f"{PREPARE}{spec.name}" for spec in specs}
+    return {spec.name: _tensor(manifest, spec, variant, turn) for spec in specs}
 
 
 def _tensor(manifest: Manifest, spec: TensorSpec, variant: int, turn: int) -> str:

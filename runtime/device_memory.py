@@ -1,7 +1,10 @@
 """A session's memory on a GPU: one allocation, tensors at the places of the plan, a stream of its own."""
 
 import contextlib
+import copy
 import ctypes
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,7 +12,7 @@ from numpy.typing import NDArray
 
 from taylorseer.cuda import Cuda
 from taylorseer.errors import TaylorSeerError
-from taylorseer.runtime.backend import Clock, Probe, StepInputs, StepTable
+from taylorseer.runtime.backend import Buffer, Clock, Probe, StepInputs, StepTable
 from taylorseer.runtime.device_tensor import DeviceTensor
 from taylorseer.runtime.exchange import DeviceArray
 from taylorseer.runtime.memory import MemoryPlan, PlannedTensor
@@ -31,8 +34,8 @@ class DeviceMemory:
             DeviceError: CUDA failed; nothing is kept.
         """
         self.cuda, self.plan, self.stream, self.address = cuda, plan, 0, 0
-        self.contexts: dict[str, Any] = {}
-        """Execution contexts of this session, by the kind of their engine."""
+        self.contexts: dict[tuple[object, ...], Any] = {}
+        """Execution contexts of this session, by the kind of their engine and the shapes that they are set to."""
         self.parts: list[_PinnedProbe | _EventClock] = []
         """What owns more than the block; each is here from the moment that it owns something."""
         self.graphs: list[Any] = []
@@ -88,10 +91,11 @@ class DeviceMemory:
             self.address = 0
             self.synchronize()
 
-    def __del__(self) -> None:
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         """Free what nobody closed, such as the memory of a session that failed while it was made."""
-        with contextlib.suppress(TaylorSeerError):
-            self.close()
+        if not is_finalizing():
+            with contextlib.suppress(TaylorSeerError):
+                self.close()
 
 
 class DeviceBuffer:
@@ -135,6 +139,13 @@ class DeviceBuffer:
         """Fill with zeros."""
         self.memory.cuda.call("cudaMemsetAsync", self.address, 0, self.nbytes, self.memory.stream)
 
+    def first(self, rows: int) -> "DeviceBuffer":
+        """Return the first rows as a buffer on the same memory."""
+        part = copy.copy(self)
+        part.shape = (rows, *self.shape[1:])
+        part.nbytes = self.nbytes // self.shape[0] * rows
+        return part
+
 
 def _wait_for(memory: DeviceMemory, stream: int | None) -> None:
     """Let the session's stream wait for what ``stream`` has been given so far."""
@@ -153,27 +164,33 @@ class _TableInputs:
 
     def __init__(self, memory: DeviceMemory) -> None:
         plan = memory.plan
-        self._memory, self._row_bytes = memory, plan.row_bytes
-        self._inputs = [tensor for tensor in plan.tensors.values() if tensor.use == "step"]
+        self._memory, self._row_bytes, self._forecast_bytes = memory, plan.row_bytes, plan.forecast_row_bytes
+        self._inputs = {name: tensor for name, tensor in plan.tensors.items() if tensor.use == "step"}
         self._row, self._table = memory.address + plan.row_offset, memory.address + plan.table_offset
         self._copy = memory.cuda.runtime.cudaMemcpyAsync
         self._kind = memory.cuda.runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
-        self._host = np.zeros((plan.steps, plan.row_bytes), np.uint8)
 
     def load(self, table: StepTable) -> None:
         """Copy the values of all steps to the device, once a request."""
-        for tensor in self._inputs:
-            values = np.ascontiguousarray(table[tensor.name], tensor.numpy_dtype)
-            steps = len(values)
-            self._host[:steps, tensor.offset : tensor.offset + tensor.nbytes] = values.reshape(steps, -1).view(np.uint8)
         kind = self._memory.cuda.runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
-        host = self._host
-        self._memory.cuda.call("cudaMemcpyAsync", self._table, host.ctypes.data, host.nbytes, kind, self._memory.stream)
+        for name, given in table.items():
+            values = np.ascontiguousarray(given, self._inputs[name].numpy_dtype)
+            self._store(name, 0, values.ctypes.data, len(values), kind)
 
-    def select(self, step: int) -> None:
-        """Enqueue the copy of one row."""
-        source = self._table + step * self._row_bytes
-        (code,) = self._copy(self._row, source, self._row_bytes, self._kind, self._memory.stream)
+    def store(self, name: str, step: int, values: Buffer) -> None:
+        """Enqueue the copy of a column's rows from where prepare left them."""
+        self._store(name, step, values.address, values.nbytes // self._inputs[name].nbytes, self._kind)
+
+    def _store(self, name: str, step: int, source: int, count: int, kind: Any) -> None:
+        tensor = self._inputs[name]
+        target, width = self._table + step * self._row_bytes + tensor.offset, tensor.nbytes
+        arguments = (target, self._row_bytes, source, width, width, count, kind, self._memory.stream)
+        self._memory.cuda.call("cudaMemcpy2DAsync", *arguments)
+
+    def select(self, step: int, *, full: bool) -> None:
+        """Enqueue the copy of one row, or of its beginning."""
+        source, size = self._table + step * self._row_bytes, self._row_bytes if full else self._forecast_bytes
+        (code,) = self._copy(self._row, source, size, self._kind, self._memory.stream)
         if code:
             self._memory.cuda.check(code, "cudaMemcpyAsync")
 

@@ -1,6 +1,8 @@
 """A result that stays on the GPU: other libraries take it without a copy."""
 
 import contextlib
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -62,8 +64,8 @@ class DeviceTensor:
         self._cuda.call("cudaMemcpy", host.ctypes.data, self._address, host.nbytes, kind)
         return host
 
-    def __del__(self) -> None:
-        """Free the memory."""
-        if self._address and not self._cuda.poisoned:
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        """Free the memory, unless the process ends, which frees it too."""
+        if not is_finalizing() and self._address and not self._cuda.poisoned:
             with contextlib.suppress(TaylorSeerError):
                 self._cuda.call("cudaFree", self._address)

@@ -47,7 +47,8 @@ def as_array(value: Any) -> NDArray[Any] | DeviceArray | None:
     """Return ``value`` as a NumPy array or a device array without a copy, or None when it is neither.
 
     Raises:
-        ShapeError: an array in CUDA memory that is not C-contiguous, or memory of another device.
+        ShapeError: an array in CUDA memory that is not C-contiguous, memory of another device, or an array that its
+            library or NumPy cannot exchange.
     """
     if isinstance(value, np.ndarray):
         return value
@@ -57,11 +58,18 @@ def as_array(value: Any) -> NDArray[Any] | DeviceArray | None:
         return None
     kind = int(value.__dlpack_device__()[0])
     if kind == CPU:
-        array: NDArray[Any] = np.from_dlpack(value)
-        return array
+        return _from_host(value)
     if kind != CUDA:
         raise ShapeError(f"An array lies on a device of DLPack's type {kind}: move it to the CPU or to the GPU.")
     return _from_capsule(value.__dlpack__(stream=_LEGACY_STREAM), value)
+
+
+def _from_host(value: Any) -> NDArray[Any]:
+    try:
+        array: NDArray[Any] = np.from_dlpack(value)
+    except (BufferError, RuntimeError) as error:  # bfloat16, for example, or a tensor that requires a gradient
+        raise ShapeError(f"An array cannot be taken over through DLPack ({error}): give float32 or int64.") from error
+    return array
 
 
 def _from_interface(value: Any) -> DeviceArray:
@@ -101,6 +109,19 @@ _new_capsule.restype, _new_capsule.argtypes = ctypes.py_object, (ctypes.c_void_p
 
 _NAME = b"dltensor"
 
+_is_unused = ctypes.pythonapi["PyCapsule_IsValid"]
+_unused_pointer = ctypes.pythonapi["PyCapsule_GetPointer"]
+for _function, _result in ((_is_unused, ctypes.c_int), (_unused_pointer, ctypes.c_void_p)):
+    _function.restype, _function.argtypes = _result, (ctypes.c_void_p, ctypes.c_char_p)
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_void_p)  # type: ignore[untyped-decorator]  # ctypes has no types for it
+def _discard(capsule: Any) -> None:
+    """Let go of what a capsule points to that nobody took over; by address, for the capsule may not live again."""
+    if _is_unused(capsule, _NAME):
+        _exported.pop(_unused_pointer(capsule, _NAME), None)
+
+
 _exported: dict[int, tuple[Any, ...]] = {}
 """Everything that a capsule in other hands points to, by the address of its structure, until its deleter is called."""
 
@@ -125,7 +146,7 @@ def dlpack_capsule(array: DeviceArray, device: int) -> Any:
     )
     managed = _ManagedTensor(tensor, None, _release)
     _exported[ctypes.addressof(managed)] = (managed, sizes, array)
-    return _new_capsule(ctypes.addressof(managed), _NAME, None)
+    return _new_capsule(ctypes.addressof(managed), _NAME, ctypes.cast(_discard, ctypes.c_void_p))
 
 
 @_Deleter  # type: ignore[untyped-decorator]  # ctypes has no types for it

@@ -17,7 +17,7 @@ from taylorseer.runtime.samplers import Sampler, sampler_from_config
 from taylorseer.runtime.session import LoadedModel, Result, Session
 from taylorseer.runtime.words import WordTable
 
-__all__ = ["Generated", "Generator", "random_conditions", "sampler_for"]
+__all__ = ["Generated", "Generator", "random_conditions", "sampler_for", "sampler_of"]
 
 Conditions = Mapping[str, NDArray[Any]]
 
@@ -97,7 +97,7 @@ class Generator:
         Raises:
             PromptError: the model does not take such prompts, or not this one.
         """
-        specs = {spec.name: spec for spec in self.manifest.graphs["full"].inputs if spec.role == "condition"}
+        specs = self.manifest.conditions
         if self._words is not None:
             hidden, pooled = self._words.encode([prompt], self.manifest.sizes["text_length"])
             return {"encoder_hidden_states": hidden, "pooled_projections": pooled}
@@ -129,8 +129,15 @@ class Generator:
 
 def sampler_for(session: Session, steps: int) -> Sampler:
     """Return the noise scheduler of the session's model for ``steps`` denoising steps."""
-    pipeline, shape = session.manifest.pipeline, session.latent_shape
-    return sampler_from_config(pipeline.scheduler, steps, tokens=shape[1] if pipeline.latent == "packed" else None)
+    return sampler_of(session.manifest, steps)
+
+
+def sampler_of(manifest: Manifest, steps: int) -> Sampler:
+    """Return the noise scheduler of a bundle's model for ``steps`` denoising steps."""
+    pipeline = manifest.pipeline
+    (latent,) = (spec for spec in manifest.graphs["full"].inputs if spec.role == "latent")
+    tokens = int(latent.shape[1]) if pipeline.latent == "packed" else None
+    return sampler_from_config(pipeline.scheduler, steps, tokens=tokens)
 
 
 def random_conditions(manifest: Manifest, seed: int) -> dict[str, NDArray[Any]]:
@@ -141,11 +148,10 @@ def random_conditions(manifest: Manifest, seed: int) -> dict[str, NDArray[Any]]:
     random = np.random.default_rng(seed)
     rows = manifest.rows_per_image
     made = {}
-    for spec in manifest.graphs["full"].inputs:
-        if spec.role == "condition":
-            shape = [rows if size == "batch" else int(size) for size in spec.shape]
-            floating = spec.dtype != "int64"
-            made[spec.name] = random.standard_normal(shape, np.float32) if floating else _integers(shape)
+    for name, spec in manifest.conditions.items():
+        shape = [rows, *(int(size) for size in spec.shape[1:])]
+        floating = spec.dtype != "int64"
+        made[name] = random.standard_normal(shape, np.float32) if floating else _integers(shape)
     return made
 
 

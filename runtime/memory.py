@@ -8,13 +8,13 @@ from typing import Any, Literal
 import numpy as np
 
 from taylorseer.errors import MemoryPlanError
-from taylorseer.manifest import Manifest, TensorSpec
+from taylorseer.manifest import Manifest
 from taylorseer.state_size import ITEMSIZE
 
-__all__ = ["ALIGNMENT", "MemoryPlan", "PlannedTensor", "Use", "plan_memory"]
+__all__ = ["ALIGNMENT", "PREPARE", "MemoryPlan", "PlannedTensor", "Use", "plan_memory"]
 
-Use = Literal["state", "latent", "prediction", "condition", "step", "probe"]
-"""Whether a tensor is remembered, is the loop's own, comes with the request, or differs from step to step."""
+Use = Literal["state", "latent", "prediction", "request", "prepare", "step", "probe"]
+"""A tensor is remembered, is the loop's own, belongs to the request, serves to prepare it, or differs by step."""
 
 ALIGNMENT = 512
 """TensorRT wants tensors on multiples of 256 bytes and working memory on multiples of 512."""
@@ -24,16 +24,18 @@ _ITEMSIZE = {**ITEMSIZE, "int64": 8}
 _USES: Mapping[str, Use] = {
     "latent": "latent",
     "prediction": "prediction",
-    "condition": "condition",
-    "timestep": "step",
-    "guidance": "step",
+    "request": "request",
+    "prepared": "step",
     "coefficients": "step",
     "difference_scales": "step",
     "update_numbers": "step",
     "clip": "step",
     "probe": "probe",
 }
-"""Role of a graph's input or output -> use; state tensors are planned apart."""
+"""Role of a graph's input or output -> use; state tensors, and those that prepare works on, are planned apart."""
+
+PREPARE = "prepare."
+"""Stands before the names of prepare's own tensors: its inputs, and the rows of the tables that it makes at once."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,6 +71,8 @@ class MemoryPlan:
     """Rows of the step table: denoising steps of the longest request."""
     row_bytes: int
     """Bytes of the step inputs of one step; they lie together, from :attr:`row_offset` on."""
+    forecast_row_bytes: int
+    """Of these the ones that a forecast step reads, the first ones."""
     row_offset: int
     table_offset: int
     scratch_offset: int
@@ -119,18 +123,23 @@ def plan_memory(manifest: Manifest, *, rows: int, steps: int, scratch_bytes: int
         steps: denoising steps of the longest request.
         scratch_bytes: working memory of the engines.
     """
-    wanted = {**_step_inputs(manifest), **_loop_tensors(manifest), **_state(manifest)}
-    tensors, offset, row_bytes = {}, 0, 0
+    inputs = _step_inputs(manifest)
+    wanted = {**inputs, **_loop_tensors(manifest), **_prepare(manifest), **_state(manifest)}
+    forecast = {spec.name for kind in ("forecast", "update") for spec in manifest.graphs[kind].inputs}
+    sizes = {"batch": rows, "step_batch": min(manifest.prepare_rows // rows, steps) * rows}
+    tensors, offset, row_bytes, forecast_bytes = {}, 0, 0, 0
     for name, (use, spec_shape, dtype) in wanted.items():
-        shape = tuple(rows if size == "batch" else int(size) for size in spec_shape)
+        shape = tuple(sizes[size] if isinstance(size, str) else size for size in spec_shape)
         tensors[name] = tensor = PlannedTensor(name=name, shape=shape, dtype=dtype, use=use, offset=offset)
         offset += _aligned(tensor.nbytes)
         row_bytes = offset if use == "step" else row_bytes
+        forecast_bytes = offset if name in forecast and use == "step" else forecast_bytes
     table_offset, scratch_offset = offset, offset + steps * row_bytes
     return MemoryPlan(
         tensors=tensors,
         steps=steps,
         row_bytes=row_bytes,
+        forecast_row_bytes=forecast_bytes,
         row_offset=0,
         table_offset=table_offset,
         scratch_offset=scratch_offset,
@@ -142,13 +151,28 @@ _Wanted = dict[str, tuple[Use, Sequence[int | str], str]]
 
 
 def _step_inputs(manifest: Manifest) -> _Wanted:
-    """The tensors that change with the step come first: they are copied together, as one row of the step table."""
-    return {spec.name: ("step", spec.shape, spec.dtype) for spec in _specs(manifest) if _USES.get(spec.role) == "step"}
+    """The tensors that change with the step come first, and of these the ones that a forecast reads.
+
+    They are copied together, as one row of the step table or as its beginning.
+    """
+    specs = [spec for kind in ("update", "forecast", "full") for spec in manifest.graphs[kind].inputs]
+    return {spec.name: ("step", spec.shape, spec.dtype) for spec in specs if _USES.get(spec.role) == "step"}
+
+
+def _prepare(manifest: Manifest) -> _Wanted:
+    graph = manifest.graphs["prepare"]
+    own = [*graph.inputs, *(spec for spec in graph.outputs if spec.role == "prepared")]
+    return {f"{PREPARE}{spec.name}": ("prepare", spec.shape, spec.dtype) for spec in own}
 
 
 def _loop_tensors(manifest: Manifest) -> _Wanted:
     wanted: _Wanted = {}
-    for spec in _specs(manifest):
+    specs = [
+        spec
+        for kind in ("full", "forecast", "update")
+        for spec in (*manifest.graphs[kind].inputs, *manifest.graphs[kind].outputs)
+    ]
+    for spec in specs:
         use = _USES.get(spec.role)
         if use == "latent":
             wanted["latent.0"] = wanted["latent.1"] = (use, spec.shape, spec.dtype)
@@ -165,10 +189,6 @@ def _state(manifest: Manifest) -> _Wanted:
         for index in slots
         for suffix in ([""] if history else [".0", ".1"])
     }
-
-
-def _specs(manifest: Manifest) -> list[TensorSpec]:
-    return [spec for graph in manifest.graphs.values() for spec in (*graph.inputs, *graph.outputs)]
 
 
 def _aligned(size: int) -> int:

@@ -1,7 +1,8 @@
 """A session's memory for ONNX Runtime: tensors that stay where they are and are bound by address."""
 
+import copy
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,10 @@ class ArrayBuffer:
         """Fill with zeros."""
         self.host.fill(0)
 
+    def first(self, rows: int) -> "ArrayBuffer":
+        """Return the first rows as a buffer on the same memory."""
+        return ArrayBuffer(self.host[:rows])
+
     def placement(self) -> Placement:
         """Return what ONNX Runtime's bindings want to know."""
         return "cpu", 0, self.dtype, self.shape, self.address
@@ -53,7 +58,7 @@ class DeviceBuffer:
 
     def __init__(self, onnxruntime: Any, tensor: PlannedTensor, device: str) -> None:
         self.shape, self.dtype, self.nbytes = tensor.shape, tensor.numpy_dtype, tensor.nbytes
-        self._device = device
+        self._ort, self._tensor, self._device = onnxruntime, tensor, device
         self._value = onnxruntime.OrtValue.ortvalue_from_shape_and_type(list(self.shape), self.dtype.type, device, 0)
         self.address = int(self._value.data_ptr())
         self.clear()
@@ -76,6 +81,13 @@ class DeviceBuffer:
         """Fill with zeros."""
         self.write(np.zeros(self.shape, self.dtype))
 
+    def first(self, rows: int) -> "DeviceBuffer":
+        """Return the first rows as a buffer on the same memory, for binding; it is not to be written or read."""
+        part = copy.copy(self)
+        part.shape = (rows, *self.shape[1:])
+        part.nbytes = self.nbytes // self.shape[0] * rows
+        return part
+
     def placement(self) -> Placement:
         """Return what ONNX Runtime's bindings want to know."""
         return self._device, 0, self.dtype, self.shape, self.address
@@ -97,11 +109,11 @@ class OnnxRuntimeMemory:
 
     def step_inputs(self) -> StepInputs:
         """Return what feeds the plan's step inputs."""
-        return _WrittenInputs({name: self[name] for name, t in self._plan.tensors.items() if t.use == "step"})
+        return _WrittenInputs(self, self._plan)
 
     def probe(self, name: str) -> Probe:
         """Return a probe of the buffer ``name``."""
-        return _ReadProbe(self[name])
+        return _ReadProbe(self, name)
 
     def clock(self, marks: int) -> Clock:
         """Return a clock of the host's time: calls are synchronous."""
@@ -113,34 +125,46 @@ class OnnxRuntimeMemory:
 
 
 class _WrittenInputs:
-    def __init__(self, buffers: Mapping[str, Buffer]) -> None:
-        self._buffers = buffers
-        self._table: StepTable = {}
+    """Step inputs whose table is on the host, and which are written one by one."""
+
+    def __init__(self, memory: OnnxRuntimeMemory, plan: MemoryPlan) -> None:
+        self._memory = memory  # and no buffer, which would outlive the memory's close
+        self._tensors = {name: tensor for name, tensor in plan.tensors.items() if tensor.use == "step"}
+        self._forecast = {n for n, tensor in self._tensors.items() if tensor.offset < plan.forecast_row_bytes}
+        self._table: dict[str, NDArray[Any]] = {}
+        for name, tensor in self._tensors.items():
+            self._table[name] = np.zeros((plan.steps, *tensor.shape), tensor.numpy_dtype)
 
     def load(self, table: StepTable) -> None:
         """Keep the values of all steps."""
-        self._table = table
+        for name, values in table.items():
+            self._table[name][: len(values)] = values
 
-    def select(self, step: int) -> None:
+    def store(self, name: str, step: int, values: Buffer) -> None:
+        """Keep the values of several steps."""
+        steps = values.read().reshape(-1, *self._tensors[name].shape)
+        self._table[name][step : step + len(steps)] = steps
+
+    def select(self, step: int, *, full: bool) -> None:
         """Write the values of ``step``."""
-        for name, buffer in self._buffers.items():
-            buffer.write(self._table[name][step])
+        for name in self._tensors if full else self._forecast:
+            self._memory[name].write(self._table[name][step])
 
 
 class _ReadProbe:
-    def __init__(self, buffer: Buffer) -> None:
-        self._buffer = buffer
+    def __init__(self, memory: OnnxRuntimeMemory, name: str) -> None:
+        self._memory, self._name = memory, name
 
     def send(self) -> None:
         """Nothing to do: calls are synchronous."""
 
     def latest(self) -> float:
         """Read the number."""
-        return float(self._buffer.read()[0])
+        return float(self._memory[self._name].read()[0])
 
     def reset(self) -> None:
         """Zero the number."""
-        self._buffer.clear()
+        self._memory[self._name].clear()
 
 
 class WallClock:

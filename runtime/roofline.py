@@ -68,12 +68,13 @@ def _tensors(*wanted: tuple[str, tuple[int, ...]], scratch: int = 0) -> MemoryPl
     """A plan of tensors of two-byte numbers, whose sizes are multiples of the alignment."""
     tensors, offset = {}, 0
     for name, shape in wanted:
-        tensors[name] = PlannedTensor(name=name, shape=shape, dtype="float16", use="condition", offset=offset)
+        tensors[name] = PlannedTensor(name=name, shape=shape, dtype="float16", use="request", offset=offset)
         offset += tensors[name].nbytes
     return MemoryPlan(
         tensors=tensors,
         steps=0,
         row_bytes=0,
+        forecast_row_bytes=0,
         row_offset=0,
         table_offset=offset,
         scratch_offset=offset,

@@ -16,9 +16,10 @@ from taylorseer.runtime.admission import check_settings, checked_array, checked_
 from taylorseer.runtime.backend import Backend, Buffer, Call, Engine
 from taylorseer.runtime.bindings import bind, prove_disjoint
 from taylorseer.runtime.memory import plan_memory
+from taylorseer.runtime.preparation import Preparation
 from taylorseer.runtime.samplers import Sampler
 from taylorseer.runtime.step_plan import StepPlan, plan_steps, state_variants
-from taylorseer.runtime.step_table import step_table
+from taylorseer.runtime.step_table import prepare_table, step_table
 
 __all__ = ["LoadedModel", "Result", "Session"]
 
@@ -85,6 +86,7 @@ class Session:
         self._inputs = self.memory.step_inputs()
         self._probe = self.memory.probe("probe")
         self._clock = self.memory.clock(steps + 1)
+        self._preparation = Preparation(model, self.memory, self.memory_plan, self._rows)
         self._calls = self._bind_all()
 
     def __enter__(self) -> Self:
@@ -147,6 +149,8 @@ class Session:
         if not self._busy.acquire(blocking=False):
             raise InputError("This session is running a request already: use one session per concurrent request.")
         try:
+            if not self._calls:
+                raise InputError("This session was closed: open another one.")
             plan = plan_steps(cache, self.manifest.layout, self.manifest.order + 1, baseline=every_step_full)
             self._admit(latent, conditions, sampler, plan, guidance)
             seconds = self._loop(plan, on_step)
@@ -159,7 +163,7 @@ class Session:
         calls, inputs, probe, clock = self._calls, self._inputs, self._probe, self._clock
         clock.start()
         for number, step in enumerate(plan):
-            inputs.select(number)
+            inputs.select(number, full=step.is_full)
             calls["full" if step.is_full else "forecast", step.variant, number % 2].run()
             if step.is_full:
                 probe.send()
@@ -182,14 +186,13 @@ class Session:
         check_settings(self.manifest, self.memory_plan, sampler, len(plan), guidance)
         noise = checked_array("latent", latent, self.latent_shape, np.dtype(np.float32))
         given = checked_conditions(self.manifest, self.memory_plan, conditions)
-        for name, values in given.items():
-            self.memory[name].write(values)
+        self._inputs.load(step_table(self.manifest, plan, sampler, guidance=guidance))
+        self._preparation.run(given, prepare_table(self.manifest, sampler, guidance=guidance), self._inputs)
         self.memory["latent.0"].write(noise, repeat=self.manifest.rows_per_image)
         for name, tensor in self.memory_plan.tensors.items():
             if tensor.use == "state":
                 self.memory[name].clear()
         self._probe.reset()
-        self._inputs.load(step_table(self.manifest, plan, sampler, guidance=guidance, rows=self._rows))
 
     def _finished(self, steps: int, on_device: bool) -> Any:
         """Return the latent after the last step, the first row of each image."""

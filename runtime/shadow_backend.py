@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from taylorseer.manifest import Manifest
 from taylorseer.runtime.backend import Backend, Buffer, Call, CallSequence, Engine, Memory
 from taylorseer.runtime.memory import MemoryPlan
 
 __all__ = ["ShadowBackend", "relative_error"]
 
-Predict = Callable[[int, Mapping[str, NDArray[Any]]], NDArray[np.float32]]
-"""(denoising step, the model's inputs by name) -> prediction."""
+Predict = Callable[[int, NDArray[np.float32]], NDArray[np.float32]]
+"""(denoising step, the latent as the model sees it) -> prediction."""
 
 
 def relative_error(value: NDArray[Any], reference: NDArray[Any]) -> float:
@@ -30,19 +29,16 @@ def relative_error(value: NDArray[Any], reference: NDArray[Any]) -> float:
 class ShadowBackend:
     """Wraps a backend for one denoising loop."""
 
-    def __init__(self, inner: Backend, manifest: Manifest, predict: Predict) -> None:
+    def __init__(self, inner: Backend, predict: Predict) -> None:
         self.errors: list[tuple[str, float]] = []
         """(graph kind, relative error of the prediction), one entry a denoising step."""
         self._inner, self._predict = inner, predict
         self._memory: Memory
-        inputs = manifest.graphs["full"].inputs
-        self._names = [spec.name for spec in inputs if spec.role in ("timestep", "guidance", "condition")]
-        (self._latent,) = (spec.name for spec in inputs if spec.role == "latent")
 
     def load(self, kind: str) -> Engine:
         """Return the engine ``kind`` of the wrapped backend, shadowed where it predicts."""
         engine = self._inner.load(kind)
-        return engine if kind == "update" else _ShadowEngine(self, kind, engine)
+        return engine if kind in ("prepare", "update") else _ShadowEngine(self, kind, engine)
 
     def reserve(self, plan: MemoryPlan) -> Memory:
         """Return memory of the wrapped backend."""
@@ -60,8 +56,7 @@ class ShadowBackend:
     def check(self, kind: str, tensors: Mapping[str, Buffer]) -> None:
         """Compare the prediction that the engine left with the reference's, and put that in its place."""
         step = len(self.errors)
-        values = {name: self._memory[name].read() for name in self._names}
-        expected = self._predict(step, values | {self._latent: self._memory[f"latent.{step % 2}"].read()})
+        expected = self._predict(step, self._memory[f"latent.{step % 2}"].read())
         self.errors.append((kind, relative_error(tensors["prediction"].read(), expected)))
         tensors["prediction"].write(expected)
 

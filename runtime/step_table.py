@@ -10,35 +10,39 @@ from taylorseer.runtime.backend import StepTable
 from taylorseer.runtime.samplers import Sampler
 from taylorseer.runtime.step_plan import StepPlan
 
-__all__ = ["step_table"]
+__all__ = ["prepare_table", "step_table"]
 
 Floats = NDArray[np.float32]
 
 
-def step_table(
-    manifest: Manifest, plan: Sequence[StepPlan], sampler: Sampler, *, guidance: float, rows: int
-) -> StepTable:
-    """Return the step inputs of all steps, by tensor name: float32 [steps, ...].
+def step_table(manifest: Manifest, plan: Sequence[StepPlan], sampler: Sampler, *, guidance: float) -> StepTable:
+    """Return the step inputs of all steps that are not prepare's, by tensor name: float32 [steps, ...].
 
     Args:
         manifest: of the bundle.
         plan: what each step does.
         sampler: the noise scheduler, for as many steps.
-        guidance: embedded or classifier-free, as the bundle says.
-        rows: of the model's batch.
+        guidance: classifier-free, as far as the bundle says so.
     """
-    pipeline, steps = manifest.pipeline, len(plan)
-    timesteps = sampler.timesteps * np.float32(pipeline.timestep_scale)
     by_role = {
-        "timestep": np.repeat(timesteps[:, None], rows, axis=1),
-        "guidance": np.full((steps, rows), guidance * pipeline.guidance_factor, np.float32),
         "coefficients": _numbers(plan, manifest.order + 1, full=False),
         "difference_scales": _numbers(plan, manifest.order, full=True),
         "update_numbers": _update_numbers(sampler, guidance),
-        "clip": np.full((steps, 1), sampler.clip or 0.0, np.float32),
+        "clip": np.full((len(plan), 1), sampler.clip or 0.0, np.float32),
     }
     specs = [spec for graph in manifest.graphs.values() for spec in graph.inputs]
     return {spec.name: by_role[spec.role] for spec in specs if spec.role in by_role}
+
+
+def prepare_table(manifest: Manifest, sampler: Sampler, *, guidance: float) -> dict[str, Floats]:
+    """Return what prepare is told of every step, by the name of its input: float32 [steps]."""
+    pipeline = manifest.pipeline
+    by_role = {
+        "timestep": sampler.timesteps * np.float32(pipeline.timestep_scale),
+        "guidance": np.full(sampler.steps, guidance * pipeline.guidance_factor, np.float32),
+    }
+    inputs = manifest.graphs["prepare"].inputs
+    return {spec.name: by_role[spec.role] for spec in inputs if spec.role in by_role}
 
 
 def _numbers(plan: Sequence[StepPlan], count: int, *, full: bool) -> Floats:

@@ -150,9 +150,10 @@ class TensorRTEngine:
             BackendError: a shape outside the plan's optimization profile.
         """
         memory = next(buffer.memory for buffer in tensors.values() if isinstance(buffer, DeviceBuffer))
-        if self.kind not in memory.contexts:
-            memory.contexts[self.kind] = self.new_context(memory, tensors)
-        return TensorRTCall(memory, memory.contexts[self.kind], self.addresses(tensors), self._messages)
+        key = (self.kind, *(tensors[name].shape for name in self._dynamic))
+        if key not in memory.contexts:
+            memory.contexts[key] = self.new_context(memory, tensors)
+        return TensorRTCall(memory, memory.contexts[key], self.addresses(tensors), self._messages)
 
     def addresses(self, tensors: Mapping[str, Buffer]) -> tuple[tuple[str, int], ...]:
         """Return where every input and output lies."""

@@ -8,13 +8,13 @@ import dataclasses
 import errno
 import fcntl
 import glob
-import hashlib
 import json
 import os
 import pathlib
 import shutil
 from collections.abc import Iterator
 
+from taylorseer.digest import file_digest
 from taylorseer.errors import BundleError, OutputError
 from taylorseer.manifest import FileSpec, Manifest
 from taylorseer.manifest_json import manifest_from_json, manifest_to_json
@@ -91,16 +91,15 @@ def _check_file(folder: pathlib.Path, name: str, spec: FileSpec, *, check_digest
             f"{name!r} has {size} bytes, the manifest says {spec.bytes}: it was truncated or replaced. "
             "Copy it again, or build the bundle again."
         )
-    if check_digests and _sha256(path) != spec.sha256:
+    if check_digests and _sha256(path, read_again=True) != spec.sha256:
         raise BundleError(
             f"{name!r} does not match its digest: its content was altered. Copy it again, or build the bundle again."
         )
 
 
-def _sha256(path: pathlib.Path) -> str:
+def _sha256(path: pathlib.Path, *, read_again: bool) -> str:
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_digest(path, read_again=read_again)
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error}.") from error
 
@@ -129,7 +128,8 @@ class BundleDraft:
         for path in sorted(self.folder.rglob("*")):
             if path.is_file():
                 name = path.relative_to(self.folder).as_posix()
-                files[name] = FileSpec(bytes=path.stat().st_size, sha256=_sha256(path))
+                sha256 = _sha256(path, read_again=False)
+                files[name] = FileSpec(bytes=path.stat().st_size, sha256=sha256)
                 _sync(path)
         manifest = dataclasses.replace(manifest, files=files)
         (self.folder / MANIFEST_NAME).write_text(manifest_to_json(manifest), encoding="utf-8")

@@ -36,6 +36,8 @@ Role = Literal[
     "previous",
     "feature",
     "prediction",
+    "prepared",
+    "request",
     "update_numbers",
     "next_latent",
     "probe",
@@ -72,7 +74,7 @@ class TensorSpec:
     role: Role
     """What the runtime does with it."""
     shape: tuple[int | str, ...]
-    """Sizes; the string ``batch`` stands for the dynamic batch."""
+    """Sizes; ``batch`` stands for the dynamic batch, ``step_batch`` for one row for each timestep and row of it."""
     dtype: str
     """NumPy's name of the dtype, or ``bfloat16``."""
     feature: str | None = None
@@ -109,7 +111,7 @@ class PlanSpec:
     """One TensorRT plan of the bundle."""
 
     kind: str
-    """The graph that it was built of: ``full``, ``forecast`` or ``update``."""
+    """The graph that it was built of: ``prepare``, ``full``, ``forecast`` or ``update``."""
     file: str
     """Path inside the bundle."""
     compute_capability: str
@@ -182,6 +184,8 @@ class Manifest:
     layout: Layout
     order: int
     """Largest order the graphs were built for: order + 1 remembered tensors per feature."""
+    prepare_rows: int
+    """Rows of ``step_batch`` that the prepare graph takes at once, at the most."""
     cache: dict[str, Any]
     """The default cache configuration, as ``CacheConfig.to_json`` gives it."""
     pipeline: PipelineSpec
@@ -189,7 +193,7 @@ class Manifest:
     dead_features: tuple[str, ...]
     """Features that exist in the full graph and that no forecast needs."""
     graphs: dict[str, GraphSpec]
-    """``full``, ``forecast`` and ``update``, the noise scheduler's step."""
+    """``prepare``, once a request; ``full`` and ``forecast``; ``update``, the noise scheduler's step."""
     engine: EngineSpec
     weights: str
     """Where the weights came from: ``checkpoint:...``, ``random`` or ``none`` (graphs only)."""
@@ -197,6 +201,11 @@ class Manifest:
     """The diffusers model's config, for the torch reference."""
     files: dict[str, FileSpec]
     """Every file of the bundle but the manifest itself."""
+
+    @property
+    def conditions(self) -> dict[str, TensorSpec]:
+        """The inputs that come with a request, by name."""
+        return {spec.name: spec for spec in self.graphs["prepare"].inputs if spec.role == "condition"}
 
     @property
     def rows_per_image(self) -> int:

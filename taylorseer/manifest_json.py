@@ -55,8 +55,10 @@ def manifest_from_json(text: str) -> Manifest:
 
 def _check_parts(manifest: Manifest) -> None:
     """Refuse a manifest whose parts do not belong together, which every reader would otherwise stumble over later."""
-    if set(manifest.graphs) != {"full", "forecast", "update"}:
-        raise BundleError(f"manifest.graphs: found {sorted(manifest.graphs)}, not full, forecast, update; {_AGAIN}.")
+    if set(manifest.graphs) != {"prepare", "full", "forecast", "update"}:
+        raise BundleError(
+            f"manifest.graphs: found {sorted(manifest.graphs)}, not prepare, full, forecast, update; {_AGAIN}."
+        )
     for size in ("height", "width", "frames", "text_length", "max_batch"):
         if size not in manifest.sizes:
             raise BundleError(f"manifest.sizes: the key {size!r} is missing; {_AGAIN}.")
@@ -64,7 +66,9 @@ def _check_parts(manifest: Manifest) -> None:
     tensors = [spec for graph in manifest.graphs.values() for spec in (*graph.inputs, *graph.outputs)]
     parts: list[TensorSpec | FeatureSpec] = [*tensors, *manifest.features]
     for part in parts:
-        if part.dtype not in _DTYPES or any(isinstance(n, str) and n != "batch" for n in part.shape):
+        if part.dtype not in _DTYPES or any(
+            isinstance(n, str) and n not in ("batch", "step_batch") for n in part.shape
+        ):
             raise BundleError(
                 f"manifest: {part.name!r} is {part.dtype} {list(part.shape)}, which is unknown; {_AGAIN}."
             )

@@ -12,7 +12,8 @@ from taylorseer.commands.options import add_json_option
 from taylorseer.errors import DependencyError, StoreError
 
 if TYPE_CHECKING:
-    from taylorseer.engines.store import EngineStore, StoreEntry
+    from taylorseer.engines.store import EngineStore
+    from taylorseer.engines.store_entry import StoreEntry
 
 __all__ = ["add_options", "run"]
 

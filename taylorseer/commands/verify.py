@@ -15,10 +15,13 @@ from taylorseer.bundle import Bundle, open_bundle
 from taylorseer.commands.options import add_json_option
 from taylorseer.commands.progress import progress_bar
 from taylorseer.config import PRESETS, CacheConfig
+from taylorseer.errors import CheckpointError
 from taylorseer.tensorrt_library import FLAVORS
 
 if TYPE_CHECKING:
+    from taylorseer.exporter.parity import TorchReference
     from taylorseer.runtime.session import Session
+    from taylorseer.runtime.shadow_backend import Predict
 
 __all__ = ["Check", "add_options", "run"]
 
@@ -126,9 +129,13 @@ def _parity(bundle: Bundle, seed: int, progress: Callable[[str, float], None]) -
     progress("building the torch reference", 0.0)
     # In float32 whatever the bundle's precision, so that the difference is the engines' own error.
     device = "cuda" if bundle.manifest.engine.backend in FLAVORS and torch.cuda.is_available() else "cpu"
-    reference = reference_from_bundle(bundle, config, dtype=torch.float32, device=device)
+    try:
+        reference = reference_from_bundle(bundle, config, dtype=torch.float32, device=device)
+    except CheckpointError as error:
+        yield Check("parity with torch", None, str(error))
+        return
     backend = open_backend(bundle)
-    shadow = ShadowBackend(backend, bundle.manifest, reference.predict)
+    shadow = ShadowBackend(backend, _predictor(bundle, config, seed, reference))
     with LoadedModel(bundle.manifest, shadow).session() as session:
         with_torch = _loop(session, config, seed, progress)
     graph_limit, loop_limit = _PARITY[bundle.manifest.precision]
@@ -141,6 +148,24 @@ def _parity(bundle: Bundle, seed: int, progress: Callable[[str, float], None]) -
         yield Check(f"loop of {config.steps} steps", gap <= loop_limit, detail)
         if bundle.manifest.engine.backend in FLAVORS:
             yield from _plans(session, bundle)
+
+
+def _predictor(bundle: Bundle, config: CacheConfig, seed: int, reference: "TorchReference") -> "Predict":
+    """Give the reference the same request that :func:`_loop` makes."""
+    from taylorseer.runtime.generation import random_conditions, sampler_of
+    from taylorseer.runtime.step_table import prepare_table
+
+    manifest = bundle.manifest
+    conditions, rows = random_conditions(manifest, seed), manifest.rows_per_image
+    steps = prepare_table(manifest, sampler_of(manifest, config.steps), guidance=manifest.pipeline.guidance)
+    (latent_name,) = (spec.name for spec in manifest.graphs["full"].inputs if spec.role == "latent")
+
+    def predict(step: int, latent: Latent) -> Latent:
+        numbers = {name: np.repeat(values[step], rows) for name, values in steps.items()}
+        prediction: Latent = reference.predict(step, {**conditions, **numbers, latent_name: latent})
+        return prediction
+
+    return predict
 
 
 def _plans(session: "Session", bundle: Bundle) -> Iterator[Check]:

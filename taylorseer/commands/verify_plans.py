@@ -57,12 +57,13 @@ def _reference(bundle: Bundle, kind: str, inputs: dict[str, NDArray[Any]]) -> di
         import onnx_ir as ir
         import onnxruntime
 
+        from taylorseer.exporter.data_files import load_graph
         from taylorseer.exporter.passes.widen import widen
     except ImportError as error:
         raise DependencyError(
             f"Comparing plans needs {error.name}: `pip install 'taylorseer-trt[export,onnxruntime]'`."
         ) from error
-    model = ir.load(bundle.path(bundle.manifest.graphs[kind].file))
+    model = load_graph(bundle, kind)
     widen(model)
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "graph.onnx"
