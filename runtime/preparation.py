@@ -65,6 +65,10 @@ class Preparation:
             for name in self._tables:
                 inputs.store(name, start, self._part(name, size))
 
+    def close(self) -> None:
+        """Let the bound calls go, which keep the engine's execution contexts."""
+        self._calls.clear()
+
     def _part(self, name: str, steps: int) -> Buffer:
         return self._memory[f"{PREPARE}{name}"].first(steps * self._rows)
 

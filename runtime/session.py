@@ -83,11 +83,15 @@ class Session:
             self.manifest, rows=self._rows, steps=steps, scratch_bytes=backend.scratch_bytes()
         )
         self.memory = backend.reserve(self.memory_plan)
-        self._inputs = self.memory.step_inputs()
-        self._probe = self.memory.probe("probe")
-        self._clock = self.memory.clock(steps + 1)
-        self._preparation = Preparation(model, self.memory, self.memory_plan, self._rows)
-        self._calls = self._bind_all()
+        try:
+            self._inputs = self.memory.step_inputs()
+            self._probe = self.memory.probe("probe")
+            self._clock = self.memory.clock(steps + 1)
+            self._preparation = Preparation(model, self.memory, self.memory_plan, self._rows)
+            self._calls = self._bind_all()
+        except BaseException:
+            self.memory.close()
+            raise
 
     def __enter__(self) -> Self:
         """Return the session itself."""
@@ -102,6 +106,7 @@ class Session:
     def close(self) -> None:
         """Free the session's memory; it runs no request afterwards."""
         self._calls.clear()
+        self._preparation.close()
         self.memory.close()
 
     @property

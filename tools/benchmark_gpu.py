@@ -46,7 +46,7 @@ def main() -> int:
     for entry in options.model:
         name, _, precision = entry.partition(":")
         bundle = options.output / f"{name}-{precision}"
-        failed |= not all(run_commands(name, precision, bundle, options))
+        failed |= not all(list(run_commands(name, precision, bundle, options)))  # every one, whatever fails
         rows.append(measure(bundle) | {"model": name, "precision": precision})
         print(json.dumps(rows[-1], indent=1), flush=True)
     (options.output / "benchmark.json").write_text(json.dumps(rows, indent=1))

@@ -8,13 +8,23 @@ import pytest
 
 from taylorseer.bundle import Bundle, draft_bundle
 from taylorseer.config import PRESETS
-from taylorseer.manifest import EngineSpec, FeatureSpec, GraphSpec, Manifest, PipelineSpec, TensorSpec
+from taylorseer.manifest import (
+    FORMAT_VERSION,
+    EngineSpec,
+    FeatureSpec,
+    GraphSpec,
+    Manifest,
+    PipelineSpec,
+    TensorSpec,
+    UpdateNumber,
+)
 
 MakeBundle = Callable[[pathlib.Path], Bundle]
 
 CONTENTS = {
     "graphs/full.onnx": b"full graph",
     "graphs/forecast.onnx": b"forecast graph",
+    "graphs/update.onnx": b"update graph",
     "graphs/weights.data": b"w" * 64,
 }
 
@@ -37,8 +47,11 @@ def manifest() -> Manifest:
         for f in features
         for i in range(2)
     )
+    numbers = TensorSpec(name="update_numbers", role="update_numbers", shape=(len(UpdateNumber),), dtype="float32")
+    following = TensorSpec(name="next_latent", role="next_latent", shape=("batch", 4, 2), dtype="float32")
+    probe = TensorSpec(name="probe", role="probe", shape=(1,), dtype="float32")
     return Manifest(
-        format_version=1,
+        format_version=FORMAT_VERSION,
         tool_version="0.1.0",
         model="small",
         family="flux",
@@ -62,6 +75,9 @@ def manifest() -> Manifest:
         graphs={
             "full": GraphSpec(file="graphs/full.onnx", inputs=(latent,), outputs=(prediction, *yielded)),
             "forecast": GraphSpec(file="graphs/forecast.onnx", inputs=(latent, *state), outputs=(prediction,)),
+            "update": GraphSpec(
+                file="graphs/update.onnx", inputs=(latent, prediction, numbers), outputs=(following, probe)
+            ),
         },
         engine=EngineSpec(backend="none", version=""),
         weights="random",

@@ -39,12 +39,15 @@ def bundle(make_bundle: MakeBundle, tmp_path: pathlib.Path) -> Bundle:
 def test_what_was_committed_is_opened(bundle: Bundle) -> None:
     opened = open_bundle(bundle.folder)
     assert opened == bundle
-    assert sorted(opened.manifest.files) == ["graphs/forecast.onnx", "graphs/full.onnx", "graphs/weights.data"]
+    graphs = ["graphs/forecast.onnx", "graphs/full.onnx", "graphs/update.onnx"]
+    assert sorted(opened.manifest.files) == [*graphs, "graphs/weights.data"]
     assert opened.path("graphs/full.onnx").read_bytes() == b"full graph"
     assert names(bundle.folder.parent) == ["small"]
 
 
-@pytest.mark.parametrize("name", ["graphs/weights.data", "graphs/full.onnx", "graphs/forecast.onnx"])
+@pytest.mark.parametrize(
+    "name", ["graphs/weights.data", "graphs/full.onnx", "graphs/forecast.onnx", "graphs/update.onnx"]
+)
 def test_a_flipped_byte_is_noticed(bundle: Bundle, name: str) -> None:
     content = bytearray(bundle.path(name).read_bytes())
     content[len(content) // 2] ^= 1
@@ -146,7 +149,7 @@ def test_an_existing_folder_is_kept(bundle: Bundle) -> None:
 def test_overwriting_replaces_a_bundle_whole(make_bundle: MakeBundle, bundle: Bundle) -> None:
     bundle.path("graphs/of-the-old-one").write_text("x")
     make_bundle(bundle.folder)
-    assert names(bundle.folder / "graphs") == ["forecast.onnx", "full.onnx", "weights.data"]
+    assert names(bundle.folder / "graphs") == ["forecast.onnx", "full.onnx", "update.onnx", "weights.data"]
     assert names(bundle.folder.parent) == ["small"]
 
 
@@ -293,4 +296,4 @@ def test_the_manifest_is_written_last(
             draft.path(graph.file).write_text("graph")
         draft.commit(manifest)
     files = [name for name in synced if not name.startswith(".")]
-    assert files[:3] == ["forecast.onnx", "full.onnx", MANIFEST_NAME]
+    assert files[:4] == ["forecast.onnx", "full.onnx", "update.onnx", MANIFEST_NAME]

@@ -1,6 +1,7 @@
-"""What the session's tests share: loaded bundles, requests, and bundles to damage."""
+"""What the session's tests share: loaded bundles, requests, and GPUs, of which one needs none."""
 
-from collections.abc import Callable
+import pathlib
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import pytest
@@ -12,6 +13,8 @@ from taylorseer.runtime.generation import random_conditions, sampler_for
 from taylorseer.runtime.latents import initial_noise
 from taylorseer.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from taylorseer.runtime.session import LoadedModel, Session
+from tests.runtime.gpu import CudaGpu, Gpu, NullGpu
+from tests.runtime.null_device import NullDevice
 
 Arguments = dict[str, Any]
 
@@ -54,3 +57,22 @@ def denoise_arguments() -> Request:
         return arguments | changes
 
     return request
+
+
+@pytest.fixture
+def null_gpu(
+    bundles: Callable[..., Bundle], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[NullGpu]:
+    """A GPU of host memory; afterwards nothing of it may be in use, unless the test has lost it."""
+    gpu = NullGpu(NullDevice(), bundles, tmp_path, monkeypatch)
+    yield gpu
+    assert gpu.device.lost or (gpu.device.misuses, gpu.device.leaks()) == ([], {})
+
+
+@pytest.fixture(params=["null", pytest.param("cuda", marks=pytest.mark.gpu)])
+def gpu(request: pytest.FixtureRequest, bundles: Callable[..., Bundle], shared_folder: pathlib.Path) -> Gpu:
+    """The null device, and with ``-m gpu`` the real one of this machine, with plans that are built for it."""
+    if request.param == "null":
+        null: NullGpu = request.getfixturevalue("null_gpu")
+        return null
+    return CudaGpu(bundles, request.getfixturevalue("tmp_path"), shared_folder)

@@ -11,25 +11,29 @@ import onnxruntime
 import pytest
 
 from taylorseer.bundle import Bundle, open_bundle
-from taylorseer.errors import BackendError, DependencyError
-from taylorseer.runtime.backend import HostBuffer
+from taylorseer.errors import BackendError, DependencyError, MemoryPlanError
+from taylorseer.runtime.bindings import bind
+from taylorseer.runtime.memory import plan_memory
 from taylorseer.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
 
-def buffers(backend: OnnxRuntimeBackend, bundle: Bundle, kind: str) -> dict[str, HostBuffer]:
-    """Random inputs (classes are 1) and zeroed outputs."""
+def buffers(backend: OnnxRuntimeBackend, bundle: Bundle, kind: str) -> dict[str, Any]:
+    """Random inputs (classes are 1) and zeroed outputs, as a session of 2 rows would bind them."""
     random, graph = np.random.default_rng(0), bundle.manifest.graphs[kind]
-    made = {}
-    for spec in (*graph.inputs, *graph.outputs):
-        made[spec.name] = backend.allocate(tuple(2 if n == "batch" else int(n) for n in spec.shape), spec.dtype)
+    memory = backend.reserve(plan_memory(bundle.manifest, rows=2, steps=1))
+    names = bind(bundle.manifest, kind, variant=0, turn=0)
+    made: dict[str, Any] = {name: memory[tensor] for name, tensor in names.items()}
+    assert not any(buffer.host.any() for buffer in made.values())
     for spec in graph.inputs:
         host = made[spec.name].host
         host[...] = 1 if spec.dtype == "int64" else random.standard_normal(host.shape)
     return made
 
 
-@pytest.mark.parametrize("kind", ["full", "forecast"])
-def test_a_call_reads_and_writes_its_buffers(bundles: Callable[..., Bundle], kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "latent"), [("full", "hidden_states"), ("forecast", "hidden_states"), ("update", "latent")]
+)
+def test_a_call_reads_and_writes_its_buffers(bundles: Callable[..., Bundle], kind: str, latent: str) -> None:
     bundle = bundles("dit-tiny")
     backend = OnnxRuntimeBackend(bundle, threads=1)
     tensors = buffers(backend, bundle, kind)
@@ -43,13 +47,35 @@ def test_a_call_reads_and_writes_its_buffers(bundles: Callable[..., Bundle], kin
         )
         for spec, value in zip(graph.outputs, expected, strict=True):
             np.testing.assert_allclose(tensors[spec.name].host, value, rtol=1e-5, atol=1e-6)
-        tensors["hidden_states"].host[...] *= -1
+            assert tensors[spec.name].host.any() or spec.name == "probe"
+        tensors[latent].host[...] *= -1
 
 
-def test_buffers_are_zeroed_and_know_their_size(bundles: Callable[..., Bundle]) -> None:
-    buffer = OnnxRuntimeBackend(bundles("dit-tiny")).allocate((2, 3), "float16")
-    assert (buffer.shape, str(buffer.dtype), buffer.nbytes) == ((2, 3), "float16", 12)
-    assert not buffer.host.any() and buffer.host.flags.c_contiguous
+def test_a_sequence_runs_its_calls_in_order(bundles: Callable[..., Bundle]) -> None:
+    ran: list[int] = []
+
+    class Noted:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def run(self) -> None:
+            ran.append(self.number)
+
+    sequence = OnnxRuntimeBackend(bundles("dit-tiny")).sequence([Noted(2), Noted(0), Noted(1)])
+    assert ran == []
+    sequence.run()
+    sequence.run()
+    assert ran == [2, 0, 1] * 2
+
+
+def test_a_session_that_the_machine_cannot_hold_is_refused(bundles: Callable[..., Bundle]) -> None:
+    bundle = bundles("dit-tiny")
+    backend = OnnxRuntimeBackend(bundle)
+    assert backend.scratch_bytes() == 0
+    plan = plan_memory(bundle.manifest, rows=2, steps=1, scratch_bytes=2**60)
+    message = r"1152921504\.61 GB could not be reserved on the CPU: .*Ask for fewer images at a time, or a lower order"
+    with pytest.raises(MemoryPlanError, match=message):
+        backend.reserve(plan)
 
 
 def test_a_value_that_the_graph_cannot_take_is_a_backend_error(bundles: Callable[..., Bundle]) -> None:

@@ -5,12 +5,14 @@ import math
 import pathlib
 import threading
 import tracemalloc
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from taylorseer.bundle import Bundle, draft_bundle, open_bundle
@@ -19,8 +21,9 @@ from taylorseer.engines.onnxruntime_builder import build_onnxruntime
 from taylorseer.errors import InputError, NonFiniteError, ScheduleError, ShapeError
 from taylorseer.exporter.families import load_model
 from taylorseer.exporter.workflow import ExportRequest, export
-from taylorseer.runtime.backend import Buffer, Call, Engine, HostBuffer
+from taylorseer.runtime.backend import Buffer, Call, Engine, Memory
 from taylorseer.runtime.latents import initial_noise
+from taylorseer.runtime.memory import MemoryPlan
 from taylorseer.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from taylorseer.runtime.samplers import Sampler
 from taylorseer.runtime.session import LoadedModel, Session
@@ -56,20 +59,11 @@ def test_a_request_leaves_nothing_for_the_next(load: Load, denoise_arguments: Ma
     assert relative_error(first.latent, second.latent) > 0.1
 
 
-class Poison:
-    """A sampler that leaves a latent of NaN after one step, as a model that diverges would."""
-
-    def __init__(self, sampler: Sampler, step: int) -> None:
-        self.steps, self.timesteps, self.initial_noise_scale = sampler.steps, sampler.timesteps, 1.0
-        self._sampler, self._step = sampler, step
-
-    def prepare(self, shape: Sequence[int]) -> None:
-        self._sampler.prepare(shape)
-
-    def step(self, latent: NDArray[np.float32], prediction: NDArray[np.float32], step: int) -> None:
-        self._sampler.step(latent, prediction, step)
-        if step == self._step:
-            latent.fill(np.nan)
+def poisoned(sampler: Sampler, step: int) -> Sampler:
+    """Return a sampler whose latents are NaN from denoising step ``step`` on, as of a model that diverges."""
+    updates = sampler.updates.copy()
+    updates[step:] = np.nan
+    return dataclasses.replace(sampler, updates=updates)
 
 
 @pytest.mark.parametrize(("layout", "step"), [("history", 1), ("history", 2), ("derivatives", 1), ("derivatives", 2)])
@@ -79,7 +73,7 @@ def test_a_failed_request_leaves_nothing_either(
     """It fails at the second or third full step, so that NaN is left where the next request writes late or never."""
     session, fresh = load("flux-tiny", layout).session(), load("flux-tiny", layout).session()
     failing = denoise_arguments(session)
-    failing["sampler"] = Poison(failing["sampler"], step - 1)
+    failing["sampler"] = poisoned(failing["sampler"], step - 1)
     with pytest.raises(NonFiniteError, match=f"The prediction of denoising step {step} holds NaN or infinity"):
         session.denoise(**failing)
     sparse = CacheConfig(steps=12, full_steps=(0, 5, 9), order=2)
@@ -138,7 +132,7 @@ def plain_loop(bundle: Bundle, arguments: Arguments) -> NDArray[np.float32]:
     """Denoise with ONNX Runtime alone: the full graph at every step, guidance written out."""
     graph, pipeline, sampler = bundle.manifest.graphs["full"], bundle.manifest.pipeline, arguments["sampler"]
     engine = onnxruntime.InferenceSession(bundle.path(graph.file), providers=["CPUExecutionProvider"])
-    rows = 2 if pipeline.guidance_mode == "classifier-free" else 1
+    rows = bundle.manifest.rows_per_image
     latent: NDArray[np.float32] = arguments["latent"].copy()
     for step, timestep in enumerate(sampler.timesteps):
         inputs = dict(arguments["conditions"])
@@ -153,7 +147,7 @@ def plain_loop(bundle: Bundle, arguments: Arguments) -> NDArray[np.float32]:
         if rows == 2:
             conditional, unconditional = prediction[:1, : latent.shape[1]], prediction[1:, : latent.shape[1]]
             prediction = unconditional + np.float32(arguments["guidance"]) * (conditional - unconditional)
-        sampler.step(latent, prediction, step)
+        latent = sampler.step(latent, prediction, step)
     return latent
 
 
@@ -218,35 +212,62 @@ def test_on_step_is_told_every_step(load: Load, denoise_arguments: MakeRequest) 
 
 
 class WatchedBackend:
-    """ONNX Runtime, with a record of what was allocated and of the memory that each call works on."""
+    """ONNX Runtime, with a record of what was reserved and bound, and of the memory that each call works on."""
 
     def __init__(self, bundle: Bundle) -> None:
         self.inner = OnnxRuntimeBackend(bundle, threads=1)
-        self.allocations: list[HostBuffer] = []
-        self.addresses: list[dict[str, int]] = []
+        self.reserved: list[tuple[MemoryPlan, Memory]] = []
+        self.bound = 0
+        self.calls: list[WatchedCall] = []
+        self.sequences: list[tuple[str, ...]] = []
 
-    def load(self, kind: str) -> "Engine":
-        engine, watched = self.inner.load(kind), self
+    def load(self, kind: str) -> Engine:
+        return WatchedEngine(self, kind, self.inner.load(kind))
 
-        class Watching:
-            def bind(self, tensors: Mapping[str, Any]) -> Call:
-                call, memory = engine.bind(tensors), {n: t.host.ctypes.data for n, t in tensors.items()}
+    def reserve(self, plan: MemoryPlan) -> Memory:
+        self.reserved.append((plan, self.inner.reserve(plan)))
+        return self.reserved[-1][1]
 
-                class Run:
-                    def run(self) -> None:
-                        watched.addresses.append(memory)
-                        call.run()
+    def sequence(self, calls: Sequence[Any]) -> Call:
+        return WatchedSequence(self, tuple(call.kind for call in calls), self.inner.sequence(calls))
 
-                return Run()
+    def scratch_bytes(self) -> int:
+        return self.inner.scratch_bytes()
 
-        return Watching()
 
-    def allocate(self, shape: tuple[int, ...], dtype: str) -> HostBuffer:
-        self.allocations.append(self.inner.allocate(shape, dtype))
-        return self.allocations[-1]
+@dataclasses.dataclass(frozen=True)
+class WatchedEngine:
+    watched: WatchedBackend
+    kind: str
+    engine: Engine
 
-    def allocate_state(self, shape: tuple[int, ...], dtype: str) -> Buffer:
-        return self.allocate(shape, dtype)
+    def bind(self, tensors: Mapping[str, Buffer]) -> Call:
+        self.watched.bound += 1
+        addresses = {name: buffer.address for name, buffer in tensors.items()}
+        return WatchedCall(self.watched, self.kind, addresses, self.engine.bind(tensors))
+
+
+@dataclasses.dataclass(frozen=True)
+class WatchedCall:
+    watched: WatchedBackend = dataclasses.field(repr=False, compare=False)
+    kind: str
+    addresses: Mapping[str, int]
+    call: Call = dataclasses.field(compare=False)
+
+    def run(self) -> None:
+        self.watched.calls.append(self)
+        self.call.run()
+
+
+@dataclasses.dataclass(frozen=True)
+class WatchedSequence:
+    watched: WatchedBackend
+    kinds: tuple[str, ...]
+    call: Call
+
+    def run(self) -> None:
+        self.watched.sequences.append(self.kinds)
+        self.call.run()
 
 
 @pytest.mark.parametrize("layout", ["history", "derivatives"])
@@ -256,29 +277,85 @@ def test_all_memory_is_made_with_the_session(
     bundle = bundles("flux-tiny", layout)
     backend = WatchedBackend(bundle)
     session = LoadedModel(bundle.manifest, backend).session()
-    made = len(backend.allocations)
-    owned = {buffer.host.ctypes.data for buffer in backend.allocations}
+    ((plan, memory),) = backend.reserved
+    assert plan == session.memory_plan
+    owned, bound = {memory[name].address for name in plan.tensors}, backend.bound
+    assert len(owned) == len(plan.tensors)
     runs = []
     for seed in range(2):
-        session.denoise(**denoise_arguments(session, seed=seed))
-        runs.append(backend.addresses[:])
-        backend.addresses.clear()
-    assert len(backend.allocations) == made and len(owned) == made
-    assert runs[0] == runs[1] and len(runs[0]) == 50
-    assert all(set(memory.values()) <= owned for memory in runs[0])
+        result = session.denoise(**denoise_arguments(session, seed=seed))
+        runs.append(backend.calls[:])
+        kinds = ["full" if full else "forecast" for full in result.full_steps]
+        assert backend.sequences == [(kind, "update") for kind in kinds]
+        backend.calls.clear()
+        backend.sequences.clear()
+    assert len(backend.reserved) == 1 and backend.bound == bound
+    assert runs[0] == runs[1] and len(runs[0]) == 2 * 50
+    assert all(set(call.addresses.values()) <= owned for call in runs[0])
+    assert {memory[name].address for name in plan.tensors} == owned
 
 
+@pytest.mark.parametrize("layout", ["history", "derivatives"])
 def test_no_engine_reads_the_memory_that_it_writes(
-    bundles: Callable[..., Bundle], denoise_arguments: MakeRequest
+    bundles: Callable[..., Bundle], denoise_arguments: MakeRequest, layout: str
 ) -> None:
-    bundle = bundles("flux-tiny", "derivatives")
+    bundle = bundles("flux-tiny", layout)
     backend = WatchedBackend(bundle)
     session = LoadedModel(bundle.manifest, backend).session()
     result = session.denoise(**denoise_arguments(session))
-    for full, memory in zip(result.full_steps, backend.addresses, strict=True):
-        graph = bundle.manifest.graphs["full" if full else "forecast"]
-        read, written = ({memory[spec.name] for spec in specs} for specs in (graph.inputs, graph.outputs))
-        assert not read & written
+    kinds = [kind for full in result.full_steps for kind in ("full" if full else "forecast", "update")]
+    for kind, call in zip(kinds, backend.calls, strict=True):
+        graph = bundle.manifest.graphs[kind]
+        read, written = ({call.addresses[spec.name] for spec in specs} for specs in (graph.inputs, graph.outputs))
+        assert call.kind == kind and not read & written
+
+
+def test_each_step_reads_the_latent_that_the_update_before_wrote(
+    bundles: Callable[..., Bundle], denoise_arguments: MakeRequest
+) -> None:
+    bundle = bundles("flux-tiny")
+    backend = WatchedBackend(bundle)
+    session = LoadedModel(bundle.manifest, backend).session()
+    session.denoise(**denoise_arguments(session))
+    current = backend.reserved[0][1]["latent.0"].address
+    for model, update in zip(backend.calls[::2], backend.calls[1::2], strict=True):
+        assert model.addresses["hidden_states"] == update.addresses["latent"] == current
+        assert model.addresses["prediction"] == update.addresses["prediction"]
+        current = update.addresses["next_latent"]
+
+
+def test_leaving_the_block_frees_the_memory(bundles: Callable[..., Bundle], denoise_arguments: MakeRequest) -> None:
+    bundle = bundles("flux-tiny")
+    backend = WatchedBackend(bundle)
+    model = LoadedModel(bundle.manifest, backend)
+    with model.session() as session:
+        buffer: Any = backend.reserved[0][1]["latent.0"]
+        block = weakref.ref(buffer.host.base)
+        result = session.denoise(**denoise_arguments(session, cache=SHORT))
+        del buffer
+        backend.calls.clear()
+        assert block() is not None
+    assert block() is None  # although the session, the memory and the result are kept
+    assert np.isfinite(result.latent).all()
+    session.close()  # a second time does no harm
+
+
+def test_a_failing_block_frees_the_memory_too(bundles: Callable[..., Bundle]) -> None:
+    bundle = bundles("flux-tiny")
+    backend = WatchedBackend(bundle)
+    with pytest.raises(ZeroDivisionError), LoadedModel(bundle.manifest, backend).session():
+        buffer: Any = backend.reserved[0][1]["latent.0"]
+        block = weakref.ref(buffer.host.base)
+        del buffer
+        raise ZeroDivisionError
+    assert block() is None
+
+
+def test_a_closed_session_runs_no_request(load: Load, denoise_arguments: MakeRequest) -> None:
+    with load("flux-tiny").session() as session:
+        arguments = denoise_arguments(session)
+    with pytest.raises(InputError, match="session was closed: open another"):
+        session.denoise(**arguments)
 
 
 @pytest.mark.parametrize(("name", "layout"), [("flux-emoji", "history"), ("flux-tiny", "derivatives")])
@@ -324,6 +401,70 @@ def test_the_result_is_the_callers_and_the_noise_is_kept(load: Load, denoise_arg
     np.testing.assert_array_equal(arguments["latent"], noise)
     session.denoise(**denoise_arguments(session, seed=9, cache=SHORT))
     np.testing.assert_array_equal(result.latent, kept)
+
+
+# Arrays of other libraries
+
+
+@pytest.mark.parametrize("name", ["flux-tiny", "dit-tiny"])
+def test_tensors_of_torch_give_the_same_image(load: Load, denoise_arguments: MakeRequest, name: str) -> None:
+    session = load(name).session()
+    arguments = denoise_arguments(session, cache=SHORT)
+    expected = session.denoise(**arguments).latent
+    session.denoise(**denoise_arguments(session, seed=1, cache=SHORT))
+    tensors = {
+        "latent": torch.from_numpy(arguments["latent"].copy()),
+        "conditions": {key: torch.from_numpy(value.copy()) for key, value in arguments["conditions"].items()},
+    }
+    np.testing.assert_array_equal(session.denoise(**arguments | tensors).latent, expected)
+
+
+def test_numbers_of_torch_are_looked_at_as_well(load: Load, denoise_arguments: MakeRequest) -> None:
+    session = load("flux-tiny").session()
+    latent = torch.full(session.latent_shape, math.nan)
+    with pytest.raises(NonFiniteError, match="The input 'latent' holds NaN"):
+        session.denoise(**denoise_arguments(session, latent=latent))
+    with pytest.raises(ShapeError, match=r"'latent' is torch.float64 \[1, 48, 12\], this bundle was built for float32"):
+        session.denoise(**denoise_arguments(session, latent=latent.double()))
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_latent_on_the_device_is_given_to_dlpack(load: Load, denoise_arguments: MakeRequest, batch: int) -> None:
+    model = load("dit-tiny")  # of its rows only those of the conditional half are the images
+    session = model.session(batch)
+    labels = np.arange(2 * batch, dtype=np.int64)
+    arguments = denoise_arguments(session, cache=SHORT, conditions={"class_labels": labels})
+    expected = session.denoise(**arguments).latent
+    given = session.denoise(**arguments, on_device=True).latent
+    latent = np.from_dlpack(given)
+    assert latent.shape == session.latent_shape and latent.dtype == np.float32
+    session.denoise(**denoise_arguments(session, seed=1, cache=SHORT, conditions={"class_labels": labels}))
+    np.testing.assert_array_equal(latent, expected)  # the caller's own: the next request leaves it alone
+
+
+# The steps that a session is planned for
+
+
+def test_a_session_is_planned_for_the_steps_that_it_is_told(load: Load, denoise_arguments: MakeRequest) -> None:
+    model = load("flux-tiny")
+    short, default = model.session(steps=12), model.session()
+    assert (short.memory_plan.steps, default.memory_plan.steps) == (12, 100)
+    latents = [s.denoise(**denoise_arguments(s, cache=SHORT)).latent for s in (short, default)]
+    np.testing.assert_array_equal(*latents)
+    long = CacheConfig(steps=13, interval=3, order=2)
+    with pytest.raises(InputError, match=r"has 13 steps, this session was planned for up to 12: .* steps=13"):
+        short.denoise(**denoise_arguments(short, cache=long))
+
+
+def test_a_bundle_with_more_steps_by_default_is_served_by_default(
+    load: Load, bundles: Callable[..., Bundle], denoise_arguments: MakeRequest
+) -> None:
+    manifest = bundles("flux-tiny").manifest
+    cache = CacheConfig(steps=103, interval=9, order=1)
+    longer = dataclasses.replace(manifest, cache=cache.to_json())
+    session = LoadedModel(longer, load("flux-tiny").backend).session()
+    assert session.memory_plan.steps == 103
+    assert session.denoise(**denoise_arguments(session)).step_seconds.shape == (103,)
 
 
 # Refusals

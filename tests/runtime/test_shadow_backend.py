@@ -30,12 +30,25 @@ def test_the_loop_follows_the_reference_and_errors_are_the_engines_own(
     model = load(name)
     arguments = denoise_arguments(model.session())
     recorded: list[NDArray[np.float32]] = []
+    latent = arguments["latent"]
 
     def spy(step: int, values: Arrays) -> NDArray[np.float32]:
+        nonlocal latent
         assert step == len(recorded)
+        np.testing.assert_allclose(values["hidden_states"], repeated(latent), rtol=1e-5, atol=1e-5)
         assert "coefficients" not in values and all(np.isfinite(value).all() for value in values.values())
         recorded.append(replace(step))
+        latent = arguments["sampler"].step(latent, guided(recorded[-1]), step)
         return recorded[-1]
+
+    def repeated(image: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.concatenate([image] * model.manifest.rows_per_image)
+
+    def guided(prediction: NDArray[np.float32]) -> NDArray[np.float32]:
+        prediction = prediction[:, : latent.shape[1]]
+        if len(prediction) == 1:
+            return prediction
+        return prediction[1:] + np.float32(arguments["guidance"]) * (prediction[:1] - prediction[1:])
 
     current: dict[str, NDArray[np.float32]] = {}
 
@@ -58,5 +71,6 @@ def test_the_loop_follows_the_reference_and_errors_are_the_engines_own(
     errors = np.array([error for _, error in shadow.errors])
     np.testing.assert_allclose(errors[[3, 30]], 0.25, rtol=1e-5)
     assert np.delete(errors, [3, 30]).max() == 0
+    np.testing.assert_allclose(result.latent, latent, rtol=1e-5, atol=1e-5)
     plain = model.session().denoise(**arguments)
     assert relative_error(result.latent, plain.latent) > 1e-4
