@@ -18,6 +18,8 @@ from taylorseer.exporter.features import Feature, find_features
 from taylorseer.exporter.graph_specs import graph_spec
 from taylorseer.exporter.imported import ImportedModel, import_model, place_weights, require_precision
 from taylorseer.exporter.passes.cleaning import clean
+from taylorseer.exporter.passes.exact_timesteps import keep_timesteps_exact
+from taylorseer.exporter.passes.wide_products import sum_products_wide
 from taylorseer.exporter.prepare import STEP_BATCH
 from taylorseer.exporter.stages import LiveFeature, Stages, split_stages
 from taylorseer.exporter.tracing import TORCH_DTYPES, trace
@@ -116,6 +118,7 @@ def traced_model(request: ExportRequest) -> tuple[ir.Model, tuple[ModelInput, ..
     constants = family.constants(config, request.model, request.sizes)
     model = trace(family, config, inputs, constants, request.precision)
     clean(model)
+    refine(model)
     return model, inputs
 
 
@@ -124,7 +127,18 @@ def imported_model(request: ExportRequest, file: pathlib.Path) -> tuple[Imported
     family, config = FAMILIES[request.model.family], model_config(request)
     inputs = family.inputs(config, request.model, request.sizes)
     constants = family.constants(config, request.model, request.sizes)
-    return import_model(file, family, inputs, constants), inputs
+    imported = import_model(file, family, inputs, constants)
+    refine(imported.model)
+    return imported, inputs
+
+
+def refine(model: ir.Model) -> None:
+    """Give a model of reduced precision float32 where it needs it beside what torch gave it already, in place.
+
+    Norms and rotary embeddings are computed in float32 by diffusers' own casts.
+    """
+    keep_timesteps_exact(model)
+    sum_products_wide(model)
 
 
 def split_model(request: ExportRequest, *, keep_dead: bool = False) -> Stages:
