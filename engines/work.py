@@ -6,6 +6,7 @@ Against a device's measured bandwidth and throughput this gives a floor for the 
 import dataclasses
 import math
 import pathlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from taylorseer.errors import DependencyError, GraphError
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 __all__ = ["Bound", "Floor", "Work", "graph_work"]
 
 Bound = Literal["bytes", "flops"]
+
+_Rows = Mapping[str | None, int]
+"""Symbolic size -> number."""
 
 _COUNTED = ("Conv", "Gemm", "MatMul")
 _UNCOUNTABLE = ("Attention", "ConvTranspose", "If", "Loop", "MatMulInteger", "QLinearConv", "QLinearMatMul", "Scan")
@@ -58,21 +62,21 @@ class Work:
         return Floor(seconds=max(moving, computing), bound="bytes" if moving >= computing else "flops")
 
 
-def graph_work(path: pathlib.Path, *, batch: int = 1) -> Work:
-    """Count the work of the ONNX graph at ``path`` with the symbolic size ``batch`` replaced.
+def graph_work(path: pathlib.Path, *, batch: int = 1, step_batch: int = 1) -> Work:
+    """Count the work of the ONNX graph at ``path`` with the symbolic sizes ``batch`` and ``step_batch`` replaced.
 
     Raises:
         DependencyError: onnx-ir is not installed.
         GraphError: the file is no ONNX graph, a shape is not known, or a node's work cannot be counted.
     """
-    graph = _load(path)
-    flops = sum(_flops(node, batch) for node in graph)
+    graph, rows = _load(path), {"batch": batch, "step_batch": step_batch}
+    flops = sum(_flops(node, rows) for node in graph)
     ends = {id(value): value for value in (*graph.inputs, *graph.outputs)}
     weights = [value for value in graph.initializers.values() if id(value) not in ends]
     return Work(
         flops=flops,
-        weight_bytes=sum(_weight_bytes(value, batch) for value in weights),
-        io_bytes=sum(_bytes(value, batch) for value in ends.values()),
+        weight_bytes=sum(_weight_bytes(value, rows) for value in weights),
+        io_bytes=sum(_bytes(value, rows) for value in ends.values()),
     )
 
 
@@ -100,7 +104,7 @@ def _infer_shapes(model: "ir.Model") -> None:
         raise DependencyError("Inferring shapes needs onnx: `pip install 'taylorseer-trt[profile]'`.") from error
 
 
-def _flops(node: "ir.Node", batch: int) -> int:
+def _flops(node: "ir.Node", rows: _Rows) -> int:
     if node.op_type in _UNCOUNTABLE:
         raise GraphError(
             f"The work of node {node.name!r} ({node.op_type}) cannot be counted; {', '.join(_COUNTED)} can. "
@@ -110,41 +114,42 @@ def _flops(node: "ir.Node", batch: int) -> int:
         return 0
     left, right = node.inputs[0], node.inputs[1]
     assert left is not None and right is not None  # the operators require both
-    return 2 * math.prod(_sizes(node.outputs[0], batch)) * _summed(node, left, right, batch)
+    return 2 * math.prod(_sizes(node.outputs[0], rows)) * _summed(node, left, right, rows)
 
 
-def _summed(node: "ir.Node", left: "ir.Value", right: "ir.Value", batch: int) -> int:
+def _summed(node: "ir.Node", left: "ir.Value", right: "ir.Value", rows: _Rows) -> int:
     """Return how many products make up one number of the output."""
     if node.op_type == "Conv":
-        return math.prod(_sizes(right, batch)[1:])  # [channels out, channels in / groups, *kernel]
+        return math.prod(_sizes(right, rows)[1:])  # [channels out, channels in / groups, *kernel]
     transposed = node.op_type == "Gemm" and node.attributes.get_int("transA", 0)
-    return _sizes(left, batch)[0 if transposed else -1]
+    return _sizes(left, rows)[0 if transposed else -1]
 
 
-def _weight_bytes(value: "ir.Value", batch: int) -> int:
+def _weight_bytes(value: "ir.Value", rows: _Rows) -> int:
     """Return the bytes of an initializer, less the rows of a table that no lookup asks for."""
     uses = [(use.node, use.idx) for use in value.uses()]
-    whole = _bytes(value, batch)
+    whole = _bytes(value, rows)
     if not all(node.op_type == "Gather" and i == 0 and not node.attributes.get_int("axis", 0) for node, i in uses):
         return whole
-    return min(whole, sum(_bytes(node.outputs[0], batch) for node, _ in uses))
+    return min(whole, sum(_bytes(node.outputs[0], rows) for node, _ in uses))
 
 
-def _bytes(value: "ir.Value", batch: int) -> int:
+def _bytes(value: "ir.Value", rows: _Rows) -> int:
     if value.dtype is None:
         raise GraphError(f"The dtype of {value.name!r} is not known: export the graph with types.")
-    return -(-math.prod(_sizes(value, batch)) * int(value.dtype.bitwidth) // 8)
+    return -(-math.prod(_sizes(value, rows)) * int(value.dtype.bitwidth) // 8)
 
 
-def _sizes(value: "ir.Value", batch: int) -> tuple[int, ...]:
+def _sizes(value: "ir.Value", rows: _Rows) -> tuple[int, ...]:
     if value.shape is None:
         raise GraphError(f"The shape of {value.name!r} is not known, and inference does not find it.")
-    return tuple(_size(value, size, batch) for size in value.shape)
+    return tuple(_size(value, size, rows) for size in value.shape)
 
 
-def _size(value: "ir.Value", size: "int | ir.SymbolicDim", batch: int) -> int:
+def _size(value: "ir.Value", size: "int | ir.SymbolicDim", rows: _Rows) -> int:
     if isinstance(size, int):
         return size
-    if size.value == "batch":
-        return batch
-    raise GraphError(f"The shape {value.shape} of {value.name!r} has a size other than numbers and 'batch': {size}.")
+    if size.value in rows:
+        return rows[size.value]
+    known = " and ".join(map(repr, rows))
+    raise GraphError(f"The shape {value.shape} of {value.name!r} has a size other than numbers, {known}: {size}.")

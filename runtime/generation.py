@@ -45,7 +45,8 @@ class Generator:
         """
         self.manifest = bundle.manifest
         self._words = WordTable.load(bundle.path("words")) if self.manifest.pipeline.text == "words" else None
-        self.session: Session = LoadedModel(self.manifest, open_backend(bundle, threads=threads)).session()
+        self._model = LoadedModel(self.manifest, open_backend(bundle, threads=threads))
+        self.session: Session = self._model.session()
 
     def generate(
         self,
@@ -76,7 +77,8 @@ class Generator:
         pipeline = self.manifest.pipeline
         if guidance is not None and pipeline.guidance_mode == "none":
             raise InputError(f"{self.manifest.model} knows no guidance: leave it out.")
-        sampler = sampler_for(self.session, cache.steps)
+        sampler = sampler_of(self.manifest, cache.steps)
+        self._make_room(cache.steps)
         noise = initial_noise(self.session.latent_shape, seed)
         if sampler.initial_noise_scale != 1.0:
             noise *= np.float32(sampler.initial_noise_scale)
@@ -90,6 +92,12 @@ class Generator:
             on_step=on_step,
         )
         return Generated(result.latent, self._decode(result.latent), result)
+
+    def _make_room(self, steps: int) -> None:
+        """Open a larger session for a request of more steps than this one was planned for."""
+        if steps > self.session.memory_plan.steps:
+            self.session.close()
+            self.session = self._model.session(steps=steps)
 
     def conditions(self, prompt: str) -> dict[str, NDArray[Any]]:
         """Return the condition inputs for ``prompt``, by name.

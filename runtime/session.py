@@ -25,9 +25,6 @@ __all__ = ["LoadedModel", "Result", "Session"]
 
 Floats = NDArray[np.float32]
 
-_MOST_STEPS = 100
-"""Denoising steps that a session is planned for unless it is told otherwise."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Result:
@@ -54,13 +51,14 @@ class LoadedModel:
 
         Args:
             batch: images.
-            steps: denoising steps of the longest request; None: 100, or the bundle's default if that is more.
+            steps: denoising steps of the longest request; None: the bundle's default.
 
         Raises:
             ShapeError: the bundle was built for smaller batches.
+            InputError: fewer than one step.
             MemoryPlanError: the session does not fit the device.
         """
-        return Session(self, batch, steps or max(_MOST_STEPS, int(self.manifest.cache["steps"])))
+        return Session(self, batch, int(self.manifest.cache["steps"]) if steps is None else steps)
 
 
 class Session:
@@ -76,6 +74,8 @@ class Session:
                 f"A batch of {batch} needs {self._rows} rows of the model, this bundle serves up to {largest}: ask "
                 f"for fewer images at a time, or build with --batch {self._rows}."
             )
+        if steps < 1:
+            raise InputError(f"A session for requests of {steps} steps serves none: give 1 or more.")
         self.model = model
         self._busy = threading.Lock()
         backend = model.backend

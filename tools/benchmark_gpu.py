@@ -178,9 +178,10 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         every, loop = row["every_step_full"], row["forecasting"]
         memory = f"{row['peak_bytes'] / 1e6:.0f} MB ({row['peak_over_plan']:+.1%})"
+        times = f"{loop['full_ms']:.3f} ms | {loop['forecast_ms']:.3f} ms | {every['loop_ms']:.1f} ms"
         print(
-            f"| {row['model']} {row['precision']} | {loop['full_ms']:.3f} ms | {loop['forecast_ms']:.3f} ms | "
-            f"{every['loop_ms']:.1f} ms | {loop['loop_ms']:.1f} ms | {row['speedup']:.2f}x | {row['eta']:.3f} | {memory} | "
+            f"| {row['model']} {row['precision']} | {times} | "
+            f"{loop['loop_ms']:.1f} ms | {row['speedup']:.2f}x | {row['eta']:.3f} | {memory} | "
             f"{loop['host_us_per_step']:.0f} us, {loop['allocations']} allocations, {loop['synchronizations']} waits |"
         )
 

@@ -1,7 +1,7 @@
 """Every 16-bit floating-point value becomes float32: the same weights, with the rounding of the arithmetic gone.
 
 Before: ``Cast(latent, to=bfloat16) -> MatMul(., W bfloat16) -> Cast(to=float)``
-After:  ``Identity(latent) -> MatMul(., W float32) -> Identity``, W being the same numbers.
+After:  ``Cast(latent, to=float) -> MatMul(., W float32) -> Cast(to=float)``, W being the same numbers.
 
 ONNX Runtime runs the result on any CPU, which makes it the reference for plans of reduced precision.
 """

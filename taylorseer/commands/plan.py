@@ -209,7 +209,8 @@ def _print(plan: Mapping[str, Any]) -> None:
 
 def _print_memory(memory: Mapping[str, Any]) -> None:
     images = "1 image" if memory["images"] == 1 else f"{memory['images']} images"
-    print(f"memory of a session ({images} at a time, {memory['rows']} rows of the model, {memory['steps']} steps):")
+    rows = "1 row" if memory["rows"] == 1 else f"{memory['rows']} rows"
+    print(f"memory of a session ({images} at a time, {rows} of the model, {memory['steps']} steps):")
     for use, size in memory["bytes_by_use"].items():
         print(f"  {use:12} {'known once the engines are loaded on a GPU' if size is None else _readable(size)}")
     print(f"  {'total':12} {_total(memory)}")

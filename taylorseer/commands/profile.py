@@ -37,11 +37,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Profile the bundle, print the report and write it with the step timeline."""
+    from taylorseer.runtime.step_plan import plan_steps
+
     if options.runs < 1:
         raise InputError(f"--runs is {options.runs}: give 1 or more.")
     bundle = open_bundle(options.bundle)
     output: pathlib.Path = options.output or pathlib.Path("out/profile")
     config = cache_config(options, CacheConfig.from_json(bundle.manifest.cache))
+    plan_steps(config, bundle.manifest.layout, bundle.manifest.order + 1)
     _make_folder(output)
     with progress_bar("profiling", quiet=options.json) as bar:
         report = _profile(bundle, config, options, output, bar.update)
@@ -66,7 +69,7 @@ def _profile(
     if options.trtexec:
         _require_trtexec(bundle)
     backend = open_backend(bundle)
-    with LoadedModel(bundle.manifest, backend).session() as session:
+    with LoadedModel(bundle.manifest, backend).session(steps=config.steps) as session:
         progress("measuring the device", 0.05)
         roofline = _roofline(backend, bundle)
         progress("running a loop", 0.2)
@@ -122,13 +125,24 @@ def _engine(
     return engine_report(
         kind,
         command=command,
-        work=graph_work(bundle.path(manifest.graphs[kind].file), batch=session.batch * manifest.rows_per_image),
+        work=graph_work(bundle.path(manifest.graphs[kind].file), **_rows(session, kind)),
         session=ours,
         roofline=roofline,
         trtexec=theirs,
         layers=read_engine_layers(text) if text else (),
         times=layers,
     )
+
+
+def _rows(session: "Session", kind: str) -> dict[str, int]:
+    """Return the symbolic sizes of a graph's inputs, as the session's engine is given them."""
+    tensors, inputs = session.tensors(kind), session.manifest.graphs[kind].inputs
+    return {
+        name: size
+        for spec in inputs
+        for name, size in zip(spec.shape, tensors[spec.name].shape, strict=True)
+        if isinstance(name, str)
+    }
 
 
 def _trtexec(session: "Session", bundle: Bundle, kind: str, output: pathlib.Path) -> tuple[list[str], Any]:
@@ -147,7 +161,7 @@ def _trtexec(session: "Session", bundle: Bundle, kind: str, output: pathlib.Path
     shapes = {
         spec.name: session.tensors(kind)[spec.name].shape
         for spec in bundle.manifest.graphs[kind].inputs
-        if "batch" in spec.shape
+        if any(isinstance(size, str) for size in spec.shape)
     }
     command = trtexec_command(
         tool,

@@ -136,13 +136,13 @@ def _parity(bundle: Bundle, seed: int, progress: Callable[[str, float], None]) -
         return
     backend = open_backend(bundle)
     shadow = ShadowBackend(backend, _predictor(bundle, config, seed, reference))
-    with LoadedModel(bundle.manifest, shadow).session() as session:
+    with LoadedModel(bundle.manifest, shadow).session(steps=config.steps) as session:
         with_torch = _loop(session, config, seed, progress)
     graph_limit, loop_limit = _PARITY[bundle.manifest.precision]
     for kind in ("full", "forecast"):
         worst = float(np.max([error for graph, error in shadow.errors if graph == kind]))  # NaN if one is
         yield Check(f"{kind} graph", worst <= graph_limit, f"relative error {worst:.1e}, at most {graph_limit:.0e}")
-    with LoadedModel(bundle.manifest, backend).session() as session:
+    with LoadedModel(bundle.manifest, backend).session(steps=config.steps) as session:
         gap = relative_error(_loop(session, config, seed, progress), with_torch)
         detail = f"relative error {gap:.1e}, at most {loop_limit:.0e}"
         yield Check(f"loop of {config.steps} steps", gap <= loop_limit, detail)

@@ -34,13 +34,14 @@ def tensor_errors(session: "Session", bundle: Bundle, kind: str) -> dict[str, fl
     Raises:
         DependencyError: onnx-ir, ONNX Runtime or Polygraphy is not installed.
     """
-    compare, results = _polygraphy()
+    compare, results, quiet = _polygraphy()
     tensors, graph = session.tensors(kind), bundle.manifest.graphs[kind]
     inputs = {spec.name: _float32(tensors[spec.name].read(), spec.dtype) for spec in graph.inputs}
     session.model.engines[kind].bind(tensors).run()
     ours = {spec.name: _float32(tensors[spec.name].read(), spec.dtype) for spec in graph.outputs}
     theirs = _reference(bundle, kind, inputs)
-    found = compare()(results(outputs=theirs), results(outputs=ours))
+    with quiet():
+        found = compare()(results(outputs=theirs), results(outputs=ours))
     # A signal-to-noise ratio of s dB is a relative error ||ours - theirs|| / ||theirs|| of 10^(-s/20).
     return {n: 10 ** (-result.snr / 20) if np.isfinite(ours[n]).all() else math.nan for n, result in found.items()}
 
@@ -73,12 +74,11 @@ def _reference(bundle: Bundle, kind: str, inputs: dict[str, NDArray[Any]]) -> di
         return dict(zip(names, session.run(names, inputs), strict=True))
 
 
-def _polygraphy() -> tuple[Any, Any]:
+def _polygraphy() -> tuple[Any, Any, Any]:
     try:
         from polygraphy.comparator import IterationResult
         from polygraphy.comparator.compare import SnrCompareFunc
         from polygraphy.logger import G_LOGGER
     except ImportError as error:
         raise DependencyError(f"Comparing plans needs polygraphy ({error}): `pip install polygraphy`.") from error
-    G_LOGGER.severity = G_LOGGER.CRITICAL
-    return SnrCompareFunc, IterationResult
+    return SnrCompareFunc, IterationResult, lambda: G_LOGGER.verbosity(G_LOGGER.CRITICAL)
