@@ -37,5 +37,5 @@ clean:  ## everything that was made here
 	@touch $@
 
 .venv/dev.installed: .venv/demo.installed
-	$(INSTALL) --editable '.[export,onnxruntime,dev]'
+	$(INSTALL) --editable '.[export,onnxruntime,tensorrt-rtx,profile,dev]'
 	@touch $@

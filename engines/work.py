@@ -69,7 +69,8 @@ def graph_work(path: pathlib.Path, *, batch: int = 1, step_batch: int = 1) -> Wo
         DependencyError: onnx-ir is not installed.
         GraphError: the file is no ONNX graph, a shape is not known, or a node's work cannot be counted.
     """
-    graph, rows = _load(path), {"batch": batch, "step_batch": step_batch}
+    graph = _load(path)
+    rows: _Rows = {"batch": batch, "step_batch": step_batch}
     flops = sum(_flops(node, rows) for node in graph)
     ends = {id(value): value for value in (*graph.inputs, *graph.outputs)}
     weights = [value for value in graph.initializers.values() if id(value) not in ends]

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -20,6 +20,7 @@ from taylorseer.exporter.imported import ImportedModel, import_model, place_weig
 from taylorseer.exporter.passes.cleaning import clean
 from taylorseer.exporter.passes.exact_timesteps import keep_timesteps_exact
 from taylorseer.exporter.passes.wide_products import sum_products_wide
+from taylorseer.exporter.passes.wide_residual import widen_residual
 from taylorseer.exporter.prepare import STEP_BATCH
 from taylorseer.exporter.stages import LiveFeature, Stages, split_stages
 from taylorseer.exporter.tracing import TORCH_DTYPES, trace
@@ -55,6 +56,8 @@ class ExportRequest:
     sizes: Sizes
     precision: str = "fp32"
     """``fp32``, ``fp16`` or ``bf16``."""
+    residual: Literal["model", "fp32"] = "model"
+    """Dtype of the residual stream: the precision's, or float32, which costs traffic and keeps bits."""
     layout: Layout = "history"
     cache: CacheConfig
     """The bundle's default; its order is the largest that the graphs serve."""
@@ -157,6 +160,8 @@ def _split(
     *,
     keep_dead: bool = False,
 ) -> Stages:
+    if request.residual == "fp32":
+        widen_residual(model, [feature.value for feature in features])
     roles = {spec.name: spec.role for spec in inputs}
     order, layout = request.cache.order, request.layout
     return split_stages(model, features, roles=roles, order=order, layout=layout, keep_dead=keep_dead)

@@ -2,6 +2,7 @@
 
 import contextlib
 import mmap
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -90,7 +91,15 @@ class TensorRTBackend:
         """Return one call that does ``calls`` one after another: a CUDA graph, unless an engine cannot be captured."""
         sequence = CallSequence(tuple(calls))
         bound = [call for call in calls if isinstance(call, TensorRTCall)]
-        if not self._cuda_graphs or len(bound) < len(calls) or not all(call.capturable() for call in bound):
+        if not self._cuda_graphs or len(bound) < len(calls):
+            return sequence
+        if not all(call.capturable() for call in bound):
+            warnings.warn(
+                f"{self.library.flavor} cannot capture an engine of this bundle as a CUDA graph: its layers are enqueued "
+                "one by one, which costs host time at every step.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
             return sequence
         return _capture(bound)
 

@@ -36,30 +36,39 @@ _WAITING = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchron
 def main() -> int:
     """Run everything; print the table last."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", action="append", required=True, metavar="NAME:PRECISION")
+    parser.add_argument("--model", action="append", default=[], metavar="NAME:PRECISION", help="build and measure")
+    parser.add_argument("--bundle", action="append", default=[], type=pathlib.Path, help="measure a bundle as it is")
     parser.add_argument("--backend", default="tensorrt-rtx")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("out/gpu"))
     parser.add_argument("--skip-verify", action="store_true")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
-    rows, failed = [], False
+    rows: list[dict[str, Any]] = []
+    failed = False
+    bundles = list(options.bundle)
     for entry in options.model:
         name, _, precision = entry.partition(":")
-        bundle = options.output / f"{name}-{precision}"
-        failed |= not all(list(run_commands(name, precision, bundle, options)))  # every one, whatever fails
-        rows.append(measure(bundle) | {"model": name, "precision": precision})
+        bundles.append(options.output / f"{name}-{precision}")
+        failed |= not build(name, precision, bundles[-1], options)
+    for bundle in bundles:
+        failed |= not all(list(check(bundle, options)))  # every one, whatever fails
+        rows.append(measure(bundle))
         print(json.dumps(rows[-1], indent=1), flush=True)
     (options.output / "benchmark.json").write_text(json.dumps(rows, indent=1))
     print_table(rows)
     return int(failed)
 
 
-def run_commands(name: str, precision: str, bundle: pathlib.Path, options: argparse.Namespace) -> Iterator[bool]:
-    """Build, verify and profile with the product's own commands; their output is the log."""
+def build(name: str, precision: str, bundle: pathlib.Path, options: argparse.Namespace) -> bool:
+    """Build a bundle for this machine's GPU."""
     weights = [] if demo_checkpoint(name).is_dir() else ["--random-weights"]
     store = ["--store", str(options.output / "store")]
-    build = ["build", "--model", name, "--precision", precision, "--backend", options.backend, "--overwrite"]
-    yield command([*build, *weights, *store, "--output", str(bundle)])
+    arguments = ["build", "--model", name, "--precision", precision, "--backend", options.backend, "--overwrite"]
+    return command([*arguments, *weights, *store, "--output", str(bundle)])
+
+
+def check(bundle: pathlib.Path, options: argparse.Namespace) -> Iterator[bool]:
+    """Verify and profile with the product's own commands; their output is the log."""
     if not options.skip_verify:
         yield command(["verify", str(bundle)])
     report = options.output / f"{bundle.name}-profile"
@@ -114,6 +123,8 @@ def measure(folder: pathlib.Path) -> dict[str, Any]:
         speedup = every["loop_ms"] / forecast["loop_ms"]
         schedule = config.schedule()
         return {
+            "model": bundle.manifest.model,
+            "precision": bundle.manifest.precision,
             "device": backend.device.name,  # type: ignore[attr-defined]
             "engine": f"{bundle.manifest.engine.backend} {bundle.manifest.engine.version}",
             "every_step_full": every,

@@ -33,6 +33,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--graphs-only", action="store_true", help="no weights and no engines: only to inspect")
     parser.add_argument("--onnx", type=pathlib.Path, metavar="FILE", help="split this exported model, with its weights")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "fp16", "bf16"), help="of weights and state")
+    parser.add_argument(
+        "--residual",
+        default="model",
+        choices=("model", "fp32"),
+        help="dtype of the residual stream (default: as PRECISION)",
+    )
     parser.add_argument("--height", type=int, help="pixels")
     parser.add_argument("--width", type=int, help="pixels")
     parser.add_argument("--frames", type=int, help="frames of a clip")
@@ -79,6 +85,7 @@ def _request(options: argparse.Namespace) -> "tuple[ExportRequest, BuildEngines 
         model=model,
         sizes=dataclasses.replace(model.sizes, **_given_sizes(options)),
         precision=options.precision,
+        residual=options.residual,
         layout="history" if options.state == "auto" else options.state,
         cache=cache,
         checkpoint=None if weightless else find_checkpoint(model, options.checkpoint),
