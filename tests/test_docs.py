@@ -1,5 +1,6 @@
 """Every command of the README runs, and every file that it links to exists."""
 
+import os
 import pathlib
 import re
 import shlex
@@ -29,10 +30,16 @@ def test_the_readme_has_commands() -> None:
 
 def test_the_readme_commands_run_in_their_order(tmp_path: pathlib.Path) -> None:
     scripts = pathlib.Path(sys.executable).parent
+    environment = os.environ | {"TAYLORSEER_STORE": str(tmp_path / "store")}
     for command in commands():
         name, *arguments = shlex.split(command)
         done = subprocess.run(
-            [str(scripts / name), *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=600
+            [str(scripts / name), *arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         assert done.stdout.strip(), f"{command} said nothing"
