@@ -38,7 +38,7 @@ class EngineReport:
     """One engine; :func:`engine_report` computes it."""
 
     kind: str
-    """``full`` or ``forecast``."""
+    """``prepare``, ``full``, ``forecast`` or ``update``."""
     command: tuple[str, ...]
     """The trtexec arguments that time it."""
     work: Work
@@ -90,7 +90,7 @@ class LoopReport:
     forecast_ms: float | None
     """Median forecast step; None: every step was full."""
     outside_engines_ms: float | None
-    """The loop's time less its engines' medians: samplers, launches, copies; None: an engine was not timed."""
+    """The loop's time less its engines' medians: launches, copies; None: an engine was not timed."""
     step_ms: tuple[float, ...]
 
 
@@ -181,8 +181,9 @@ def loop_report(
     step_ms, full = np.asarray(step_seconds, np.float64) * 1e3, np.asarray(full_steps, np.bool_)
     medians = {engine.kind: engine.session.median_ms for engine in engines}
     runs = {"full": int(full.sum()), "forecast": int((~full).sum())}
+    updates = {"update": len(full)} if "update" in medians else {}
     timed = all(kind in medians for kind, count in runs.items() if count)
-    inside = sum(medians[kind] * count for kind, count in runs.items() if count) if timed else 0.0
+    inside = sum(medians[kind] * count for kind, count in (runs | updates).items() if count) if timed else 0.0
     return LoopReport(
         steps=len(step_ms),
         full_steps=tuple(int(step) for step in np.flatnonzero(full)),

@@ -15,13 +15,13 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from taylorseer.errors import CheckpointError, GraphError
-from taylorseer.exporter.data_files import detach_weights, place_weights
+from taylorseer.exporter.data_files import detach_weights
 from taylorseer.exporter.families import ModelFamily, ModelInput
 from taylorseer.exporter.features import Feature, module_scopes
 from taylorseer.exporter.passes.cleaning import clean
 from taylorseer.exporter.tracing import strip_prefix
 
-__all__ = ["ImportedModel", "import_model", "place_weights", "require_precision"]
+__all__ = ["ImportedModel", "import_model", "require_precision"]
 
 _DTYPES = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 

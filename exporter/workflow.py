@@ -13,13 +13,13 @@ import taylorseer
 from taylorseer.bundle import BundleDraft, require_space
 from taylorseer.config import CacheConfig
 from taylorseer.exporter.checkpoints import Checkpoint
+from taylorseer.exporter.data_files import place_weights
 from taylorseer.exporter.families import FAMILIES, ModelInput, NamedModel, Sizes
 from taylorseer.exporter.features import Feature, find_features
 from taylorseer.exporter.graph_specs import graph_spec
-from taylorseer.exporter.imported import ImportedModel, import_model, place_weights, require_precision
+from taylorseer.exporter.imported import ImportedModel, import_model, require_precision
 from taylorseer.exporter.passes.cleaning import clean
 from taylorseer.exporter.passes.exact_timesteps import keep_timesteps_exact
-from taylorseer.exporter.passes.wide_products import sum_products_wide
 from taylorseer.exporter.passes.wide_residual import widen_residual
 from taylorseer.exporter.prepare import STEP_BATCH
 from taylorseer.exporter.stages import LiveFeature, Stages, split_stages
@@ -121,7 +121,7 @@ def traced_model(request: ExportRequest) -> tuple[ir.Model, tuple[ModelInput, ..
     constants = family.constants(config, request.model, request.sizes)
     model = trace(family, config, inputs, constants, request.precision)
     clean(model)
-    refine(model)
+    keep_timesteps_exact(model)
     return model, inputs
 
 
@@ -131,17 +131,8 @@ def imported_model(request: ExportRequest, file: pathlib.Path) -> tuple[Imported
     inputs = family.inputs(config, request.model, request.sizes)
     constants = family.constants(config, request.model, request.sizes)
     imported = import_model(file, family, inputs, constants)
-    refine(imported.model)
+    keep_timesteps_exact(imported.model)
     return imported, inputs
-
-
-def refine(model: ir.Model) -> None:
-    """Give a model of reduced precision float32 where it needs it beside what torch gave it already, in place.
-
-    Norms and rotary embeddings are computed in float32 by diffusers' own casts.
-    """
-    keep_timesteps_exact(model)
-    sum_products_wide(model)
 
 
 def split_model(request: ExportRequest, *, keep_dead: bool = False) -> Stages:

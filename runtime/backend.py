@@ -42,7 +42,7 @@ class Buffer(Protocol):
         """Return a copy of the first rows, or of all, after everything that was asked before has happened."""
 
     def export(self, rows: int) -> Any:
-        """Return a copy of the first rows where the backend has them, for DLPack; without waiting."""
+        """Return a copy of the first rows where the backend has them, for DLPack."""
 
     def clear(self) -> None:
         """Fill with zeros, in order with the calls."""
@@ -112,6 +112,9 @@ class Memory(Protocol):
 
     def __getitem__(self, name: str) -> Buffer:
         """Return a buffer."""
+
+    def activate(self) -> None:
+        """Make the memory's device the calling thread's, before anything is asked of it there."""
 
     def step_inputs(self) -> StepInputs:
         """Return what feeds the plan's step inputs."""

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taylorseer.cuda import Cuda
-from taylorseer.errors import TaylorSeerError
+from taylorseer.errors import ShapeError, TaylorSeerError
 from taylorseer.runtime.backend import Buffer, Clock, Probe, StepInputs, StepTable
 from taylorseer.runtime.device_tensor import DeviceTensor
 from taylorseer.runtime.exchange import DeviceArray
@@ -26,20 +26,21 @@ _NON_BLOCKING = 1
 class DeviceMemory:
     """All memory of one session; closing it frees it."""
 
-    def __init__(self, cuda: Cuda, plan: MemoryPlan) -> None:
-        """Allocate and zero the plan's block.
+    def __init__(self, cuda: Cuda, plan: MemoryPlan, device: int = 0) -> None:
+        """Allocate and zero the plan's block on a GPU, which becomes the calling thread's.
 
         Raises:
             MemoryPlanError: the device has too little memory left.
             DeviceError: CUDA failed; nothing is kept.
         """
-        self.cuda, self.plan, self.stream, self.address = cuda, plan, 0, 0
+        self.cuda, self.plan, self.device, self.stream, self.address = cuda, plan, device, 0, 0
         self.contexts: dict[tuple[object, ...], Any] = {}
         """Execution contexts of this session, by the kind of their engine and the shapes that they are set to."""
         self.parts: list[_PinnedProbe | _EventClock] = []
         """What owns more than the block; each is here from the moment that it owns something."""
         self.graphs: list[Any] = []
         """Captured CUDA graphs that work on this memory."""
+        self.activate()
         self.address = int(cuda.call("cudaMalloc", max(plan.total_bytes, 1)))
         self._buffers = {name: DeviceBuffer(self, tensor) for name, tensor in plan.tensors.items()}
         try:
@@ -57,6 +58,10 @@ class DeviceMemory:
     def scratch(self) -> int:
         """Address of the working memory that the session's execution contexts share."""
         return self.address + self.plan.scratch_offset
+
+    def activate(self) -> None:
+        """Make the memory's GPU the calling thread's: CUDA keeps one for each thread."""
+        self.cuda.call("cudaSetDevice", self.device)
 
     def step_inputs(self) -> StepInputs:
         """Return what feeds the plan's step inputs."""
@@ -89,6 +94,7 @@ class DeviceMemory:
                 releases.callback(self.cuda.call, "cudaGraphExecDestroy", graph)
             releases.callback(self.contexts.clear)
             self.address = 0
+            self.activate()
             self.synchronize()
 
     def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
@@ -113,6 +119,11 @@ class DeviceBuffer:
             values = np.ascontiguousarray(values)
             source, kind = values.ctypes.data, cuda.runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
         else:
+            if values.device not in (None, self.memory.device):
+                raise ShapeError(
+                    f"An array lies on GPU {values.device}, the session works on GPU {self.memory.device}: "
+                    "move it there."
+                )
             _wait_for(self.memory, values.stream)
             source, kind = values.address, cuda.runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
         for index in range(repeat):

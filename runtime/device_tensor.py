@@ -53,8 +53,21 @@ class DeviceTensor:
         """(CUDA, the GPU's number)."""
         return CUDA, self._device
 
-    def __dlpack__(self, *, stream: int | None = None, **wishes: Any) -> Any:
-        """Return a DLPack capsule; it keeps this tensor alive until its consumer lets go of it."""
+    def __dlpack__(
+        self,
+        *,
+        stream: int | None = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any:
+        """Return a DLPack capsule; it keeps this tensor alive until its consumer lets go of it.
+
+        Raises:
+            BufferError: a copy, or another device, which DLPack lets a producer refuse.
+        """
+        if copy or dl_device not in (None, self.__dlpack_device__()):
+            raise BufferError("This tensor is given where it is and without a copy: ask for its own device.")
         return dlpack_capsule(DeviceArray(self._address, self.shape, self.dtype, None, self), self._device)
 
     def numpy(self) -> NDArray[Any]:

@@ -36,6 +36,8 @@ class DeviceArray:
     """The stream that its content is ready on; None: it is ready."""
     owner: Any = dataclasses.field(repr=False, compare=False)
     """Kept alive as long as the array is."""
+    device: int | None = None
+    """The GPU's number; None: its producer does not say."""
 
     @property
     def nbytes(self) -> int:
@@ -52,20 +54,19 @@ def as_array(value: Any) -> NDArray[Any] | DeviceArray | None:
     """
     if isinstance(value, np.ndarray):
         return value
-    if hasattr(value, "__cuda_array_interface__"):
-        return _from_interface(value)
-    if not hasattr(value, "__dlpack__"):
-        return None
-    kind = int(value.__dlpack_device__()[0])
-    if kind == CPU:
-        return _from_host(value)
-    if kind != CUDA:
+    # DLPack first: its producer orders the stream that is named to it, where torch's array interface names none.
+    if hasattr(value, "__dlpack__"):
+        return _from_dlpack(value)
+    return _from_interface(value) if hasattr(value, "__cuda_array_interface__") else None
+
+
+def _from_dlpack(value: Any) -> NDArray[Any] | DeviceArray:
+    kind, number = (int(part) for part in value.__dlpack_device__())
+    if kind not in (CPU, CUDA):
         raise ShapeError(f"An array lies on a device of DLPack's type {kind}: move it to the CPU or to the GPU.")
-    return _from_capsule(value.__dlpack__(stream=_LEGACY_STREAM), value)
-
-
-def _from_host(value: Any) -> NDArray[Any]:
     try:
+        if kind == CUDA:
+            return _from_capsule(value.__dlpack__(stream=_LEGACY_STREAM), value, number)
         array: NDArray[Any] = np.from_dlpack(value)
     except (BufferError, RuntimeError) as error:  # bfloat16, for example, or a tensor that requires a gradient
         raise ShapeError(f"An array cannot be taken over through DLPack ({error}): give float32 or int64.") from error
@@ -126,7 +127,7 @@ _exported: dict[int, tuple[Any, ...]] = {}
 """Everything that a capsule in other hands points to, by the address of its structure, until its deleter is called."""
 
 
-def _from_capsule(capsule: Any, owner: Any) -> DeviceArray:
+def _from_capsule(capsule: Any, owner: Any, device: int) -> DeviceArray:
     """Read an unused capsule; it keeps its tensor, and frees it with itself, for it was not taken over."""
     tensor = ctypes.cast(_get_pointer(capsule, _NAME), ctypes.POINTER(_ManagedTensor)).contents.tensor
     shape = tuple(tensor.shape[axis] for axis in range(tensor.ndim))
@@ -134,7 +135,7 @@ def _from_capsule(capsule: Any, owner: Any) -> DeviceArray:
         raise ShapeError(f"An array has elements of DLPack's type {tensor.code}: give float32 or int64.")
     dtype = np.dtype(f"{_CODES[tensor.code]}{tensor.bits // 8}")
     _require_contiguous(shape, [tensor.strides[axis] for axis in range(tensor.ndim)] if tensor.strides else None)
-    return DeviceArray(tensor.data + tensor.byte_offset, shape, dtype, _LEGACY_STREAM, (capsule, owner))
+    return DeviceArray(tensor.data + tensor.byte_offset, shape, dtype, _LEGACY_STREAM, (capsule, owner), device)
 
 
 def dlpack_capsule(array: DeviceArray, device: int) -> Any:

@@ -2,7 +2,8 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,8 +37,13 @@ class Generated:
 class Generator:
     """A loaded bundle with one session, for one image at a time."""
 
-    def __init__(self, bundle: Bundle, *, threads: int = 0) -> None:
+    def __init__(self, bundle: Bundle, *, threads: int = 0, device: int = 0) -> None:
         """Load the engines and reserve all memory of the session.
+
+        Args:
+            bundle: a checked bundle.
+            threads: ONNX Runtime: threads per operator; 0 lets it choose.
+            device: TensorRT: the GPU's number.
 
         Raises:
             BackendError: the engines cannot be loaded here.
@@ -45,7 +51,7 @@ class Generator:
         """
         self.manifest = bundle.manifest
         self._words = WordTable.load(bundle.path("words")) if self.manifest.pipeline.text == "words" else None
-        self._model = LoadedModel(self.manifest, open_backend(bundle, threads=threads))
+        self._model = LoadedModel(self.manifest, open_backend(bundle, threads=threads, device=device))
         self.session: Session = self._model.session()
 
     def generate(
@@ -93,11 +99,26 @@ class Generator:
         )
         return Generated(result.latent, self._decode(result.latent), result)
 
+    def __enter__(self) -> Self:
+        """Return the generator itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Free the session's memory."""
+        self.session.close()
+
     def _make_room(self, steps: int) -> None:
         """Open a larger session for a request of more steps than this one was planned for."""
-        if steps > self.session.memory_plan.steps:
+        planned = self.session.memory_plan.steps
+        if steps > planned:
             self.session.close()
-            self.session = self._model.session(steps=steps)
+            try:
+                self.session = self._model.session(steps=steps)
+            except BaseException:
+                self.session = self._model.session(steps=planned)
+                raise
 
     def conditions(self, prompt: str) -> dict[str, NDArray[Any]]:
         """Return the condition inputs for ``prompt``, by name.

@@ -60,7 +60,7 @@ class OnnxRuntimeBackend:
         self._options.add_session_config_entry("session.force_spinning_stop", "1")
 
     def load(self, kind: str) -> Engine:
-        """Return the engine of the graph ``full``, ``forecast`` or ``update``.
+        """Return the engine of the graph ``prepare``, ``full``, ``forecast`` or ``update``.
 
         Raises:
             BackendError: ONNX Runtime refuses the graph.

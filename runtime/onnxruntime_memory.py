@@ -107,6 +107,9 @@ class OnnxRuntimeMemory:
         """Return a buffer."""
         return self._buffers[name]
 
+    def activate(self) -> None:
+        """Nothing to do: ONNX Runtime keeps track of its device."""
+
     def step_inputs(self) -> StepInputs:
         """Return what feeds the plan's step inputs."""
         return _WrittenInputs(self, self._plan)

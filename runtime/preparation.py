@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from taylorseer.runtime.backend import Buffer, Call, Memory, StepInputs
+from taylorseer.runtime.backend import Call, Memory, StepInputs
 from taylorseer.runtime.bindings import bind, prove_disjoint
 from taylorseer.runtime.exchange import DeviceArray
 from taylorseer.runtime.memory import PREPARE, MemoryPlan
@@ -38,7 +38,9 @@ class Preparation:
         self._tables = [spec.name for spec in self._graph.outputs if spec.role == "prepared"]
         self.chunk = min(max(1, model.manifest.prepare_rows // rows), plan.steps)
         """Steps at once."""
-        self._calls: dict[int, Call] = {}
+        tensors = {name: memory[tensor] for name, tensor in self._names.items()}
+        self._call: Call | None = model.engines["prepare"].bind(tensors)
+        self._call.run()  # for once, so that no request waits for what an engine sets up in its first run
 
     def run(
         self,
@@ -53,31 +55,20 @@ class Preparation:
             steps: what differs from step to step by input name, float32 [steps].
             inputs: the session's step inputs.
         """
+        assert self._call is not None
         for name, values in conditions.items():
             self._memory[f"{PREPARE}{name}"].write(values, repeat=self.chunk if name in self._repeated else 1)
         count = len(next(iter(steps.values())))
         for start in range(0, count, self.chunk):
             size = min(self.chunk, count - start)
             for name, numbers in steps.items():
-                rows = np.repeat(numbers[start : start + size], self._rows)
-                self._part(name, size).write(rows)
-            self._call(size).run()
+                # The last chunk is as long as the others: one shape, one execution context.
+                padded = np.pad(numbers[start : start + size], (0, self.chunk - size), mode="edge")
+                self._memory[f"{PREPARE}{name}"].write(np.repeat(padded, self._rows))
+            self._call.run()
             for name in self._tables:
-                inputs.store(name, start, self._part(name, size))
+                inputs.store(name, start, self._memory[f"{PREPARE}{name}"].first(size * self._rows))
 
     def close(self) -> None:
-        """Let the bound calls go, which keep the engine's execution contexts."""
-        self._calls.clear()
-
-    def _part(self, name: str, steps: int) -> Buffer:
-        return self._memory[f"{PREPARE}{name}"].first(steps * self._rows)
-
-    def _call(self, steps: int) -> Call:
-        """Return the call for that many steps, bound when it is first asked for."""
-        if steps not in self._calls:
-            tensors = {
-                name: self._part(name, steps) if name in self._repeated else self._memory[tensor]
-                for name, tensor in self._names.items()
-            }
-            self._calls[steps] = self._model.engines["prepare"].bind(tensors)
-        return self._calls[steps]
+        """Let the bound call go, which keeps the engine's execution context."""
+        self._call = None

@@ -2,8 +2,10 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from taylorseer.runtime.device_memory import DeviceMemory
 from taylorseer.runtime.memory import MemoryPlan, PlannedTensor
@@ -45,30 +47,39 @@ def device_copy(backend: TensorRTBackend) -> float:
         memory.close()
 
 
-def device_gemm(backend: TensorRTBackend, engine: TensorRTEngine, size: int) -> float:
-    """Return the TFLOP/s of an engine of ``left @ right``, [size, size] of two bytes each, on random numbers.
+def device_gemm(backend: TensorRTBackend, engine: TensorRTEngine, size: int, *, dtype: str = "float16") -> float:
+    """Return the TFLOP/s of an engine of ``left @ right``, [size, size] of ``dtype``, on random numbers.
 
     Raises:
         MemoryPlanError: there is no room for it.
     """
     matrices = [(name, (size, size)) for name in ("left", "right", "product")]
-    memory = DeviceMemory(backend.cuda, _tensors(*matrices, scratch=engine.scratch_bytes))
+    plan = _tensors(*matrices, scratch=engine.scratch_bytes, dtype=dtype)
+    memory = DeviceMemory(backend.cuda, plan, backend.device.index)
     try:
-        # Random bits below 1.0 in magnitude, in fp16 and in bf16: sign and mantissa are random, the exponent is not.
-        bits = np.random.default_rng(0).integers(0, 1 << 16, (size, size), np.uint16) & 0x83FF | 0x3800
+        numbers = _random_bits(size, dtype)
         for name in ("left", "right"):
-            memory[name].write(bits)
+            memory[name].write(numbers)
         call = engine.bind({name: memory[name] for name, _ in matrices})
         return 2 * size**3 / _device_median(memory, call.run) / 1e12
     finally:
         memory.close()
 
 
-def _tensors(*wanted: tuple[str, tuple[int, ...]], scratch: int = 0) -> MemoryPlan:
-    """A plan of tensors of two-byte numbers, whose sizes are multiples of the alignment."""
+def _random_bits(size: int, dtype: str) -> NDArray[Any]:
+    random = np.random.default_rng(0)
+    if dtype == "float32":
+        return random.standard_normal((size, size), np.float32)
+    # Below 1.0 in magnitude in fp16 and in bf16: sign and mantissa are random, the exponent is not.
+    bits: NDArray[Any] = random.integers(0, 1 << 16, (size, size), np.uint16) & 0x83FF | 0x3800
+    return bits
+
+
+def _tensors(*wanted: tuple[str, tuple[int, ...]], scratch: int = 0, dtype: str = "float16") -> MemoryPlan:
+    """A plan of tensors whose sizes are multiples of the alignment."""
     tensors, offset = {}, 0
     for name, shape in wanted:
-        tensors[name] = PlannedTensor(name=name, shape=shape, dtype="float16", use="request", offset=offset)
+        tensors[name] = PlannedTensor(name=name, shape=shape, dtype=dtype, use="request", offset=offset)
         offset += tensors[name].nbytes
     return MemoryPlan(
         tensors=tensors,

@@ -104,10 +104,19 @@ class Session:
         self.close()
 
     def close(self) -> None:
-        """Free the session's memory; it runs no request afterwards."""
-        self._calls.clear()
-        self._preparation.close()
-        self.memory.close()
+        """Free the session's memory; it runs no request afterwards.
+
+        Raises:
+            InputError: it is running one: end that first, for its engines work on this memory.
+        """
+        if not self._busy.acquire(blocking=False):
+            raise InputError("This session is running a request, so it is not closed: wait for it, or stop it first.")
+        try:
+            self._calls.clear()
+            self._preparation.close()
+            self.memory.close()
+        finally:
+            self._busy.release()
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -154,6 +163,7 @@ class Session:
         if not self._busy.acquire(blocking=False):
             raise InputError("This session is running a request already: use one session per concurrent request.")
         try:
+            self.memory.activate()
             if not self._calls:
                 raise InputError("This session was closed: open another one.")
             plan = plan_steps(cache, self.manifest.layout, self.manifest.order + 1, baseline=every_step_full)
@@ -170,7 +180,7 @@ class Session:
         for number, step in enumerate(plan):
             inputs.select(number, full=step.is_full)
             calls["full" if step.is_full else "forecast", step.variant, number % 2].run()
-            if step.is_full:
+            if step.is_full or number == len(plan) - 1:
                 probe.send()
                 require_finite(probe.latest(), f"The prediction of denoising step {number}")
             clock.mark()
@@ -230,7 +240,7 @@ class Session:
         """Return the buffers of one call by the names of the graph, proven not to be read and written at once.
 
         Args:
-            kind: ``full``, ``forecast`` or ``update``.
+            kind: ``prepare``, ``full``, ``forecast`` or ``update``.
             variant: which slot or set, as in :func:`taylorseer.runtime.bindings.bind`.
             turn: which of the two latents is current.
         """

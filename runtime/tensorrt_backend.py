@@ -8,7 +8,7 @@ from typing import Any
 
 from taylorseer.bundle import Bundle
 from taylorseer.cuda import Cuda, Device, load_cuda
-from taylorseer.errors import BackendError, DeviceError
+from taylorseer.errors import BackendError, DeviceError, MemoryPlanError
 from taylorseer.manifest import GraphSpec, PlanSpec
 from taylorseer.runtime.backend import Buffer, Call, CallSequence
 from taylorseer.runtime.device_memory import DeviceBuffer, DeviceMemory
@@ -43,13 +43,17 @@ class TensorRTBackend:
         self._bundle, self._cuda_graphs = bundle, cuda_graphs
         self._messages = self.library.messages()
         self._runtime = self.library.module.Runtime(self._messages)
+        if spec.options.get("version_compatible"):
+            # Such a plan brings the runtime of its own version; its digest was checked when the bundle was opened.
+            self._runtime.engine_host_code_allowed = True
         self._engines: dict[str, TensorRTEngine] = {}
 
     def load(self, kind: str) -> "TensorRTEngine":
-        """Return the engine of the graph ``full``, ``forecast`` or ``update``.
+        """Return the engine of the graph ``prepare``, ``full``, ``forecast`` or ``update``.
 
         Raises:
             BackendError: there is no plan for this GPU, or TensorRT refuses it.
+            MemoryPlanError: its weights do not fit the device.
         """
         manifest = self._bundle.manifest
         plan = plan_for(manifest.engine.plans, kind, self.device, self.library)
@@ -63,7 +67,10 @@ class TensorRTBackend:
 
         Raises:
             BackendError: TensorRT refuses the plan, or it is of another graph.
+            MemoryPlanError: its weights do not fit the device.
         """
+        self._require_room(kind, len(plan))
+        self._messages.begin()
         engine = self._runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise BackendError(
@@ -71,7 +78,19 @@ class TensorRTBackend:
                 f"(compute capability {self.device.compute_capability}): {self._messages.reason()} -- build the bundle "
                 "again on this machine."
             )
+        if self._bundle.manifest.engine.options.get("weight_streaming") and engine.streamable_weights_size:
+            engine.weight_streaming_budget_v2 = engine.get_weight_streaming_automatic_budget()
         return TensorRTEngine(kind, engine, graph, self.library, self._messages)
+
+    def _require_room(self, kind: str, size: int) -> None:
+        """A plan is its weights, but for little; they go to the device when it is loaded, unless they are streamed."""
+        self.cuda.call("cudaSetDevice", self.device.index)
+        free = self.cuda.free_bytes()
+        if size > free and not self._bundle.manifest.engine.options.get("weight_streaming"):
+            raise MemoryPlanError(
+                f"The {kind} plan has {size / 1e9:.2f} GB and {free / 1e9:.2f} GB are free on {self.device.name}: free "
+                "memory there, use a larger GPU, or build with --weight-streaming."
+            )
 
     def scratch_bytes(self) -> int:
         """Return the working memory of the engine that needs most; they take turns."""
@@ -85,7 +104,7 @@ class TensorRTBackend:
         """
         free = self.cuda.free_bytes()
         plan.require_fits(free, what_fits(self._bundle.manifest, plan, free))
-        return DeviceMemory(self.cuda, plan)
+        return DeviceMemory(self.cuda, plan, self.device.index)
 
     def sequence(self, calls: Sequence[Call]) -> Call:
         """Return one call that does ``calls`` one after another: a CUDA graph, unless an engine cannot be captured."""
@@ -95,8 +114,8 @@ class TensorRTBackend:
             return sequence
         if not all(call.capturable() for call in bound):
             warnings.warn(
-                f"{self.library.flavor} cannot capture an engine of this bundle as a CUDA graph: its layers are enqueued "
-                "one by one, which costs host time at every step.",
+                f"{self.library.flavor} cannot capture an engine of this bundle as a CUDA graph: its layers are "
+                "enqueued one by one, which costs host time at every step.",
                 RuntimeWarning,
                 stacklevel=2,
             )

@@ -57,9 +57,11 @@ def open_bundle(folder: str | os.PathLike[str], *, check_digests: bool = True) -
     manifest = manifest_from_json(_read_manifest(folder))
     for name, spec in manifest.files.items():
         _check_file(folder, name, spec, check_digests=check_digests)
-    for kind, graph in manifest.graphs.items():
-        if graph.file not in manifest.files:
-            raise BundleError(f"The {kind} graph {graph.file!r} is not among the bundle's files; build it again.")
+    used = {f"{kind} graph": graph.file for kind, graph in manifest.graphs.items()}
+    used |= {f"{plan.kind} plan for {plan.compute_capability}": plan.file for plan in manifest.engine.plans}
+    for what, name in used.items():
+        if name not in manifest.files:
+            raise BundleError(f"The {what} {name!r} is not among the bundle's files; build it again.")
     return Bundle(folder, manifest)
 
 

@@ -64,6 +64,11 @@ class Messages:
         self.errors: list[str] = []
         self.warnings: list[str] = []
 
+    def begin(self) -> None:
+        """Forget what was said, so that the next failure is explained by its own messages."""
+        self.errors.clear()
+        self.warnings.clear()
+
     def reason(self, nothing: str = "TensorRT gave no reason") -> str:
         """Return all errors in one line, each once, in their order."""
         return "; ".join(dict.fromkeys(self.errors)) or nothing

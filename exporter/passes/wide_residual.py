@@ -32,7 +32,7 @@ def widen_residual(model: ir.Model, features: Sequence[ir.Value]) -> bool:
         return False
     narrow = next(value.dtype for value in stream if value.dtype in _NARROW)
     assert narrow is not None
-    inside = {value.producer() for value in stream if _carries(value.producer(), additions)}
+    inside = dict.fromkeys(v.producer() for v in stream if _carries(v.producer(), additions))  # in order
     for value in stream:
         if value.producer() in inside:
             value.type = ir.TensorType(ir.DataType.FLOAT)
@@ -45,19 +45,20 @@ def widen_residual(model: ir.Model, features: Sequence[ir.Value]) -> bool:
     return True
 
 
-def _additions(features: Iterable[ir.Value]) -> set[ir.Node]:
-    """Return the residual additions: the first Add behind each feature."""
-    additions, pending = set(), list(features)
+def _additions(features: Iterable[ir.Value]) -> dict[ir.Node, None]:
+    """Return the residual additions, always in one order: the first Add behind each feature."""
+    additions: dict[ir.Node, None] = {}
+    pending = list(features)
     while pending:
         for user, _ in pending.pop().uses():
             if user.op_type == "Add":
-                additions.add(user)
+                additions[user] = None
             elif user.op_type in _GATES:
                 pending.extend(user.outputs)
     return additions
 
 
-def _stream(additions: set[ir.Node]) -> list[ir.Value]:
+def _stream(additions: dict[ir.Node, None]) -> list[ir.Value]:
     """Return the values of the stream, from where it begins to its last addition and slice."""
     found: dict[ir.Value, None] = {}
     pending = [node.outputs[0] for node in additions]
@@ -72,11 +73,11 @@ def _stream(additions: set[ir.Node]) -> list[ir.Value]:
     return list(found)
 
 
-def _carries(node: ir.Node | None, additions: set[ir.Node]) -> bool:
+def _carries(node: ir.Node | None, additions: dict[ir.Node, None]) -> bool:
     return node is not None and (node in additions or node.op_type in _STREAM)
 
 
-def _carried(node: ir.Node | None, additions: set[ir.Node]) -> list[ir.Value]:
+def _carried(node: ir.Node | None, additions: dict[ir.Node, None]) -> list[ir.Value]:
     """Return the inputs of a stream operator that are the stream; of an addition not the gated feature."""
     assert node is not None
     values = [value for value in node.inputs if value is not None and value.dtype in _NARROW]
@@ -97,7 +98,9 @@ def _feed(graph: ir.Graph, node: ir.Node, stream: list[ir.Value]) -> None:
             node.replace_input_with(index, _cast(graph, node, value, ir.DataType.FLOAT, before=True))
 
 
-def _round_for_others(graph: ir.Graph, value: ir.Value, inside: "set[ir.Node | None]", narrow: ir.DataType) -> None:
+def _round_for_others(
+    graph: ir.Graph, value: ir.Value, inside: "dict[ir.Node | None, None]", narrow: ir.DataType
+) -> None:
     others = [(user, index) for user, index in value.uses() if user not in inside and user.op_type != "Cast"]
     producer = value.producer()
     if not others or producer is None:

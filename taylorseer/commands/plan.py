@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import io
 import json
 import math
 import pathlib
@@ -10,14 +9,13 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from taylorseer.bundle import Bundle, open_bundle
+from taylorseer.bundle import open_bundle
 from taylorseer.commands.options import add_cache_options, add_json_option, cache_config
+from taylorseer.commands.session_memory import draw_memory, print_memory, readable_size, session_memory
 from taylorseer.config import PRESETS, CacheConfig
-from taylorseer.cuda import load_cuda
-from taylorseer.errors import BackendError, DependencyError, InputError, MemoryPlanError, OutputError
+from taylorseer.errors import InputError, MemoryPlanError, OutputError
 from taylorseer.predictor import largest_weight_sum
 from taylorseer.state_size import PUBLISHED, state_bytes, state_bytes_of_bundle
-from taylorseer.tensorrt_library import FLAVORS
 
 __all__ = ["add_options", "run"]
 
@@ -25,8 +23,6 @@ SUMMARY = "full steps, weights and expected speed-up of a cache schedule, and th
 
 _LOUD = 4.5
 """Above this sum of |weights| a forecast amplifies rounding noise visibly; steady windows stay below (dit: 4.4)."""
-
-_UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -62,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
     _check(options)
     plan = _plan(options)
     if options.memory_plot:
-        _draw(plan["memory"], options.memory_plot, f"session of {plan['state_of']}")
+        draw_memory(plan["memory"], options.memory_plot, f"session of {plan['state_of']}")
     if options.json:
         json.dump(plan, sys.stdout, indent=1)
         print()
@@ -83,7 +79,7 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _plan(options: argparse.Namespace) -> dict[str, Any]:
-    bundle = open_bundle(options.bundle, check_digests=False) if options.bundle else None
+    bundle = open_bundle(options.bundle, check_digests=options.device_memory) if options.bundle else None
     default = CacheConfig.from_json(bundle.manifest.cache) if bundle else PRESETS["flux"]
     config = cache_config(options, default)
     schedule = config.schedule()
@@ -92,9 +88,13 @@ def _plan(options: argparse.Namespace) -> dict[str, Any]:
     forecasts = schedule.steps - len(schedule.full_steps)
     size: Mapping[str, int] | None
     where: str | None
+    memory: dict[str, Any] = {}
     if bundle is not None:
         manifest = dataclasses.replace(bundle.manifest, order=config.order)
         size, where = state_bytes_of_bundle(manifest, batch=options.batch), str(bundle.folder)
+        memory["memory"] = session_memory(
+            bundle, batch=options.batch, steps=config.steps, load_engines=options.device_memory
+        )
     else:
         size, where = _published_state(options.preset or "flux", config.order, options.batch)
     return {
@@ -108,68 +108,8 @@ def _plan(options: argparse.Namespace) -> dict[str, Any]:
         "largest_weight_sum_step": step,
         "state_bytes": size,
         "state_of": where,
-        **({"memory": _memory(bundle, options, config.steps)} if bundle else {}),
+        **memory,
     }
-
-
-def _memory(bundle: Bundle, options: argparse.Namespace, steps: int) -> dict[str, Any]:
-    """Return what a session for so many whole images keeps, and whether that fits the GPU, if one is here."""
-    from taylorseer.runtime.memory import plan_memory
-    from taylorseer.runtime.what_fits import what_fits
-
-    manifest = bundle.manifest
-    images = -(-options.batch // manifest.rows_per_image)
-    rows, largest = images * manifest.rows_per_image, manifest.sizes["max_batch"]
-    if rows > largest:
-        raise InputError(
-            f"A session for --batch {options.batch} needs {rows} rows of the model, this bundle serves up to "
-            f"{largest}: give less, or build with --batch {rows}."
-        )
-    # ONNX Runtime keeps its working memory to itself, TensorRT tells it of loaded engines.
-    unloaded = 0 if manifest.engine.backend == "onnxruntime" else None
-    scratch, free = _device_memory(bundle) if options.device_memory else (unloaded, _free(bundle))
-    plan = plan_memory(manifest, rows=rows, steps=steps, scratch_bytes=scratch or 0)
-    refusal = None
-    if free is not None:
-        try:
-            plan.require_fits(free, what_fits(manifest, plan, free))
-        except MemoryPlanError as error:
-            refusal = str(error)
-    uses: dict[str, int | None] = {**plan.bytes_by_use()}
-    return {
-        "images": images,
-        "rows": rows,
-        "steps": steps,
-        "bytes_by_use": uses if scratch is not None else uses | {"scratch": None},
-        "total_bytes": plan.total_bytes,
-        "free_bytes": free,
-        "refusal": refusal,
-    }
-
-
-def _device_memory(bundle: Bundle) -> tuple[int, int]:
-    """Load the engines; return the bytes of working memory that they share, and those that are free beside them."""
-    from taylorseer.runtime.open_backend import open_backend
-    from taylorseer.runtime.session import LoadedModel
-
-    if bundle.manifest.engine.backend not in FLAVORS:
-        raise BackendError(
-            f"--device-memory loads TensorRT engines, and the bundle was built for {bundle.manifest.engine.backend}: "
-            "leave it out."
-        )
-    model = LoadedModel(bundle.manifest, open_backend(bundle))
-    return model.backend.scratch_bytes(), load_cuda().free_bytes()
-
-
-def _free(bundle: Bundle) -> int | None:
-    """Return the bytes that are free on the GPU that the bundle's engines would run on, or None where there is none."""
-    if bundle.manifest.engine.backend not in FLAVORS:
-        return None
-    try:
-        load_cuda().device()
-        return load_cuda().free_bytes()
-    except (BackendError, DependencyError):
-        return None
 
 
 def _published_state(preset: str, order: int, batch: int) -> tuple[Mapping[str, int] | None, str | None]:
@@ -199,65 +139,9 @@ def _print(plan: Mapping[str, Any]) -> None:
     if plan["state_bytes"] is not None:
         print(f"state ({plan['state_of']}):")
         for layout, size in plan["state_bytes"].items():
-            print(f"  {layout:12} {_readable(size)}")
+            print(f"  {layout:12} {readable_size(size)}")
     if "memory" in plan:
-        _print_memory(plan["memory"])
+        print_memory(plan["memory"])
     print("weights (forecast step: full step x weight)")
     for step, row in plan["weights"].items():
         print(f"  {step:>3}: " + "  ".join(f"{source} x {weight:+.4g}" for source, weight in row.items()))
-
-
-def _print_memory(memory: Mapping[str, Any]) -> None:
-    images = "1 image" if memory["images"] == 1 else f"{memory['images']} images"
-    rows = "1 row" if memory["rows"] == 1 else f"{memory['rows']} rows"
-    print(f"memory of a session ({images} at a time, {rows} of the model, {memory['steps']} steps):")
-    for use, size in memory["bytes_by_use"].items():
-        print(f"  {use:12} {'known once the engines are loaded on a GPU' if size is None else _readable(size)}")
-    print(f"  {'total':12} {_total(memory)}")
-    if memory["free_bytes"] is not None:
-        print(f"  {'free':12} {_readable(memory['free_bytes'])} on the GPU of this machine")
-    if memory["refusal"]:
-        print(f"  warning: {memory['refusal']}")
-
-
-def _total(memory: Mapping[str, Any]) -> str:
-    unknown = [use for use, size in memory["bytes_by_use"].items() if size is None]
-    return _readable(memory["total_bytes"]) + "".join(f", without {use}" for use in unknown)
-
-
-def _draw(memory: Mapping[str, Any], path: pathlib.Path, title: str) -> None:
-    """Draw one bar of the session's bytes, one part for each use, the largest first."""
-    from taylorseer.runtime.whole_file import write_whole
-
-    try:
-        from matplotlib import colormaps
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise DependencyError("--memory-plot needs matplotlib: `pip install 'taylorseer-trt[profile]'`.") from error
-    figure = Figure(figsize=(10, 2.8), layout="constrained")
-    axes, left = figure.subplots(), 0.0
-    parts = sorted(((size, use) for use, size in memory["bytes_by_use"].items() if size), reverse=True)
-    power = _power(memory["total_bytes"])
-    for number, (size, use) in enumerate(parts):
-        width = size / 1000**power
-        label = f"{use} {_readable(size)}"
-        axes.barh(0, width, left=left, height=0.6, color=colormaps["tab10"](number % 10), label=label)
-        left += width
-    axes.set_title(f"{title}: {_total(memory)}", fontsize=10)
-    axes.set_xlabel(_UNITS[power])
-    axes.set_yticks([])
-    axes.set_xlim(0, left)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=4, frameon=False)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=150)
-    write_whole(path, picture.getvalue())
-
-
-def _power(size: int) -> int:
-    """Return the power of 1000 that ``size`` is best read in."""
-    return min(int(math.log(max(size, 1), 1000)), len(_UNITS) - 1)
-
-
-def _readable(size: int) -> str:
-    return f"{size / 1000 ** _power(size):.2f} {_UNITS[_power(size)]}"

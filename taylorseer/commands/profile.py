@@ -200,7 +200,7 @@ def _roofline(backend: Any, bundle: Bundle) -> "Roofline":
             copy_method="NumPy, 256 MiB, median of 7",
             gemm_method="NumPy in fp32, 1024 x 1024, median of 7",
         )
-    precision = "bf16" if bundle.manifest.precision == "bf16" else "fp16"
+    precision = bundle.manifest.precision
     return Roofline(
         copy_gb_per_second=roofline.device_copy(backend),
         gemm_tflop_per_second=_device_gemm(backend, precision),
@@ -220,7 +220,7 @@ def _device_gemm(backend: Any, precision: str) -> float:
         file = pathlib.Path(folder) / "gemm.onnx"
         graph = write_gemm_graph(file, _GEMM_SIZE, precision)
         plan = build_plan(backend.library, file, (), TensorRTOptions(), backend.device.compute_capability)
-    return device_gemm(backend, backend.engine_of("gemm", bytes(plan), graph), _GEMM_SIZE)
+    return device_gemm(backend, backend.engine_of("gemm", bytes(plan), graph), _GEMM_SIZE, dtype=graph.inputs[0].dtype)
 
 
 def _hardware(backend: Any, bundle: Bundle, session: "Session") -> dict[str, Any]:

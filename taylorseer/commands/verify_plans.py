@@ -29,7 +29,7 @@ def tensor_errors(session: "Session", bundle: Bundle, kind: str) -> dict[str, fl
     Args:
         session: idle, of a backend of reduced or full precision.
         bundle: its bundle.
-        kind: ``full``, ``forecast`` or ``update``.
+        kind: ``prepare``, ``full``, ``forecast`` or ``update``.
 
     Raises:
         DependencyError: onnx-ir, ONNX Runtime or Polygraphy is not installed.

@@ -9,15 +9,21 @@ from typing import Any
 import diffusers
 import huggingface_hub
 import numpy as np
+import onnx_ir as ir
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from taylorseer.bundle import open_bundle
+from taylorseer.cuda import Cuda
 from taylorseer.exporter.families import load_model
+from taylorseer.exporter.features import module_scopes
+from tests.runtime.null_device import NullDevice
 
 Run = Callable[..., Any]
 
 TINY = ("--model", "dit-tiny", "--random-weights")
+TENSORRT_RTX = ("--backend", "tensorrt-rtx", "--compute-capability", "8.9", "--precision", "fp16")
+BLOCKS = [[f"transformer_blocks.{index}"] for index in range(3)]
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -46,21 +52,63 @@ def test_a_build_an_existing_folder_and_overwriting(run: Run) -> None:
     assert names("bundles") == ["dit-tiny"]
 
 
+@pytest.mark.parametrize(("options", "wide"), [(("--residual", "fp32"), 6), ((), 0)])
+def test_the_residual_stream_in_float32_where_that_is_asked_for(run: Run, options: tuple[str, ...], wide: int) -> None:
+    assert run("build", *TINY, "--precision", "fp16", "--order", 1, *options, "--output", "x").code == 0
+    bundle = open_bundle("x")
+    assert bundle.manifest.precision == "fp16" and {spec.dtype for spec in bundle.manifest.features} == {"float16"}
+    for kind in ("full", "forecast"):
+        graph = ir.load(bundle.path(bundle.manifest.graphs[kind].file)).graph
+        additions = [node for node in graph if node.op_type == "Add" and module_scopes(node)[-2:-1] in BLOCKS]
+        assert sum(node.outputs[0].dtype == ir.DataType.FLOAT for node in additions) == wide, "attention's and ff's"
+        assert additions and run("verify", "x").code == 0
+
+
 def test_graphs_without_weights_are_for_inspection_only(run: Run) -> None:
     assert run("build", "--model", "dit-tiny", "--graphs-only", "--output", "graphs").code == 0
-    assert names("graphs/graphs") == ["forecast.onnx", "full.onnx"]
+    assert names("graphs/graphs") == ["forecast.onnx", "full.onnx", "prepare.onnx", "update.onnx"]
     assert run("inspect", "graphs", "--json").json["weights"] == "none"
     assert run("generate", "graphs", "--prompt", 1).refused("built with --graphs-only and has no weights")
     assert run("verify", "graphs").code == 0
     assert names() == ["graphs"]
 
 
+def test_plans_built_ahead_of_time_are_built_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    monkeypatch.setenv("TAYLORSEER_STORE", "store")
+    facts = run("build", *TINY, *TENSORRT_RTX, "--order", 1, "--json").json
+    assert facts["backend"] == "tensorrt-rtx" and facts["precision"] == "fp16"
+    bundle = open_bundle("bundles/dit-tiny")
+    engine, kinds = bundle.manifest.engine, sorted(bundle.manifest.graphs)
+    assert [(plan.kind, plan.compute_capability) for plan in engine.plans] == [(kind, "8.9") for kind in kinds]
+    assert all(plan.file in bundle.manifest.files for plan in engine.plans)
+    stored = {path: path.stat().st_ino for path in pathlib.Path("store").glob("*/plan")}
+    assert {path.parent.name for path in stored} == {plan.fingerprint for plan in engine.plans}
+    monkeypatch.setattr("taylorseer.engines.tensorrt_builder.build_plan_apart", None)  # nobody may call it
+    outcome = run("build", *TINY, *TENSORRT_RTX, "--order", 1, "--overwrite")
+    assert outcome.code == 0 and "bundles/dit-tiny: dit-tiny, fp16, tensorrt-rtx\n" in outcome.out
+    assert {path: path.stat().st_ino for path in pathlib.Path("store").glob("*/plan")} == stored
+    assert open_bundle("bundles/dit-tiny").manifest.engine == engine
+
+
+def test_plans_built_ahead_of_time_run_on_a_gpu_alone(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    device = NullDevice()
+    device.driver = 0
+    monkeypatch.setattr("taylorseer.runtime.tensorrt_backend.load_cuda", lambda: Cuda(device))
+    assert run("build", *TINY, *TENSORRT_RTX, "--store", "store").code == 0
+    outcome = run("generate", "bundles/dit-tiny", "--prompt", 1, "--output", "latent.npy")
+    assert outcome.refused("There is no NVIDIA driver on this machine: install one that serves CUDA 13.4")
+    assert outcome.out == "" and names() == ["bundles", "store"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (("--model", "fluxx"), "There is no model 'fluxx'. Did you mean 'flux'? Known models: dit, "),
-        ((*TINY, "--precision", "bf16"), "does not run these models in bf16: use --precision fp32, or --graphs-only"),
+        ((*TINY, "--precision", "bf16"), "does not run these models in bf16: use --precision fp32, a TensorRT --"),
         ((*TINY, "--batch", 1), "takes two rows per image (classifier-free guidance): give --batch 2"),
+        ((*TINY, "--residual", "bf16"), "argument --residual: invalid choice: 'bf16' (choose from 'model', 'fp32')"),
         ((*TINY, "--state", "derivatives", "--predictor", "newton"), "history"),
         ((*TINY, "--full-steps", "0,1,2,8", "--interval", 4), "leave out --interval and --warmup-steps"),
         (("--model", "../flux"), "There is no model '../flux'"),

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from taylorseer.manifest import FORMAT_VERSION
+
 Run = Callable[..., Any]
 Copied = Callable[[str], pathlib.Path]
 Damage = Callable[[pathlib.Path], object]
@@ -41,11 +43,14 @@ def link_outside(folder: pathlib.Path) -> None:
 DAMAGES: dict[str, tuple[Damage, str]] = {
     "flipped byte in the weights": (flip("graphs/weights.data"), "'graphs/weights.data' does not match its digest"),
     "flipped byte in a graph": (flip("graphs/forecast.onnx"), "'graphs/forecast.onnx' does not match its digest"),
+    "flipped byte in prepare": (flip("graphs/prepare.onnx"), "'graphs/prepare.onnx' does not match its digest"),
+    "flipped byte in the update graph": (flip("graphs/update.onnx"), "'graphs/update.onnx' does not match its digest"),
     "missing file": (lambda folder: (folder / "graphs/full.onnx").unlink(), "'graphs/full.onnx' is missing"),
     "truncated file": (lambda folder: os.truncate(folder / "graphs/weights.data", 1000), "has 1000 bytes, the man"),
     "newer manifest": (
-        edit(lambda data: data.update(format_version=2, tool_version="7.0")),
-        "has format 2, this tool reads up to 1 (it was written by 7.0): upgrade taylorseer-trt",
+        edit(lambda data: data.update(format_version=FORMAT_VERSION + 1, tool_version="7.0")),
+        f"has format {FORMAT_VERSION + 1}, this tool reads up to {FORMAT_VERSION} (it was written by 7.0): upgrade "
+        "taylorseer-trt",
     ),
     "unknown key": (edit(lambda data: data.update(colour=1)), "manifest: unknown key 'colour'"),
     "missing key": (edit(lambda data: data.pop("graphs")), "manifest: the key 'graphs' is missing"),

@@ -51,9 +51,14 @@ def test_the_rest_of_the_facts(run: Run, bundles: Callable[..., Bundle]) -> None
     facts = run("inspect", bundle.folder, "--json").json
     assert (facts["model"], facts["family"], facts["layout"], facts["order"]) == ("flux-tiny", "flux", "history", 2)
     assert facts["weights"] == "random" and facts["engine"]["backend"] == "onnxruntime"
+    assert list(facts["graphs"]) == ["prepare", "full", "forecast", "update"]
     assert facts["graphs"]["forecast"]["outputs"] == ["prediction"]
+    prepared = {"encoder_hidden_states", "pooled_projections", "timestep", "guidance"}
+    assert set(facts["graphs"]["prepare"]["inputs"]) == prepared
+    assert not prepared & {*facts["graphs"]["full"]["inputs"], *facts["graphs"]["forecast"]["inputs"]}
     assert "coefficients" in facts["graphs"]["forecast"]["inputs"]
-    assert facts["graphs"]["full"]["bytes"] == bundle.path("graphs/full.onnx").stat().st_size
+    for kind, graph in facts["graphs"].items():
+        assert graph["bytes"] == bundle.path(f"graphs/{kind}.onnx").stat().st_size
 
 
 def test_the_text_tells_the_same(run: Run, bundles: Callable[..., Bundle]) -> None:

@@ -1,16 +1,31 @@
-"""``plan``: the presets' published schedules, their weights and their state, before anything runs."""
+"""``plan``: the presets' published schedules, their weights, and what a session keeps, before anything runs."""
 
+import dataclasses
+import hashlib
 import json
 import math
+import pathlib
+import shutil
+import sys
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from taylorseer.bundle import Bundle
+from taylorseer.bundle import MANIFEST_NAME, Bundle
 from taylorseer.config import PRESETS
+from taylorseer.manifest import FileSpec, Manifest
+from taylorseer.manifest_json import manifest_to_json
+from taylorseer.runtime.memory import plan_memory
+from taylorseer.runtime.onnxruntime_backend import OnnxRuntimeBackend
+from taylorseer.runtime.session import LoadedModel
+from tests.runtime.gpu import NullGpu
+from tests.runtime.null_device import NullDevice
 
 Run = Callable[..., Any]
+Bundles = Callable[..., Bundle]
 
 GOLDEN = {
     "flux": [0, 1, 2, 8, 14, 20, 26, 32, 38, 44],
@@ -120,6 +135,8 @@ def test_a_bundle_brings_its_own_defaults(run: Run, bundles: Callable[..., Bundl
         (("--batch", 0), "give an order >= 0 and a batch >= 1"),
         (("--forecast-cost", -0.25), "--forecast-cost -0.25 is no share of a full step: give 0 or more"),
         (("--forecast-cost", "nan"), "--forecast-cost nan"),
+        (("--device-memory",), "--device-memory and --memory-plot are about the sessions of a bundle: give its folder"),
+        (("--memory-plot", "plan.png"), "are about the sessions of a bundle"),
     ],
 )
 def test_what_cannot_be_planned_is_refused(run: Run, options: tuple[object, ...], message: str) -> None:
@@ -131,3 +148,161 @@ def test_what_cannot_be_planned_is_refused(run: Run, options: tuple[object, ...]
 def test_json_is_all_that_is_printed(run: Run) -> None:
     outcome = run("plan", "--json")
     assert outcome.err == "" and json.loads(outcome.out)["cache"]["steps"] == 50
+
+
+# What a session of a bundle keeps
+
+
+@pytest.mark.parametrize("name", ["dit-tiny", "flux-tiny"])
+@pytest.mark.parametrize("layout", ["history", "derivatives"])
+def test_the_memory_of_a_session_is_that_of_a_real_one(run: Run, bundles: Bundles, name: str, layout: str) -> None:
+    bundle = bundles(name, layout)
+    memory = run("plan", bundle.folder, "--steps", 20, "--json").json["memory"]
+    with LoadedModel(bundle.manifest, OnnxRuntimeBackend(bundle, threads=1)).session(steps=20) as session:
+        assert memory["bytes_by_use"] == session.memory_plan.bytes_by_use()
+        assert memory["total_bytes"] == session.memory_plan.total_bytes
+        assert memory["bytes_by_use"]["state"] == session.state_bytes
+    assert sum(memory["bytes_by_use"].values()) == memory["total_bytes"]
+    assert memory["bytes_by_use"]["scratch"] == 0  # ONNX Runtime keeps it to itself
+    assert (memory["images"], memory["steps"], memory["free_bytes"], memory["refusal"]) == (1, 20, None, None)
+    assert memory["rows"] == bundle.manifest.rows_per_image
+
+
+@pytest.mark.parametrize(("batch", "images"), [(1, 1), (2, 1), (3, 2), (4, 2)])
+def test_a_session_is_for_whole_images(run: Run, bundles: Bundles, batch: int, images: int) -> None:
+    """Under classifier-free guidance an image takes two rows."""
+    bundle = bundles("dit-tiny")
+    memory = run("plan", bundle.folder, "--batch", batch, "--json").json["memory"]
+    assert (memory["images"], memory["rows"]) == (images, 2 * images)
+    assert memory["total_bytes"] == plan_memory(bundle.manifest, rows=2 * images, steps=50).total_bytes
+
+
+def test_more_rows_than_the_bundle_serves(run: Run, bundles: Bundles) -> None:
+    bundle = bundles("dit-tiny")
+    largest = bundle.manifest.sizes["max_batch"]
+    outcome = run("plan", bundle.folder, "--batch", largest + 1)
+    assert outcome.refused(f"this bundle serves up to {largest}: give less, or build with --batch {largest + 2}")
+
+
+def test_the_text_tells_the_memory(run: Run, bundles: Bundles) -> None:
+    folder = bundles("dit-tiny").folder
+    text, memory = run("plan", folder).out, run("plan", folder, "--json").json["memory"]
+    assert "\nmemory of a session (1 image at a time, 2 rows of the model, 50 steps):\n" in text
+    assert f"\n  state        {memory['bytes_by_use']['state'] / 1e3:.2f} kB\n" in text
+    assert f"\n  total        {memory['total_bytes'] / 1e3:.2f} kB\nweights" in text
+    assert "2 images at a time, 4 rows" in run("plan", folder, "--batch", 4).out
+    assert "memory" not in run("plan").out and "memory" not in run("plan", "--json").json
+
+
+# On a GPU
+
+
+@pytest.fixture
+def plans(bundles: Bundles, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., pathlib.Path]:
+    """Gives a bundle of TensorRT plans, and a GPU of so much memory to run them on."""
+
+    def make(total_bytes: int = 2**30, *, driver: int = 13040) -> pathlib.Path:
+        device = NullDevice(total_bytes=total_bytes)
+        device.driver = driver
+        gpu = NullGpu(device, bundles, tmp_path, monkeypatch)
+        monkeypatch.setattr("taylorseer.commands.session_memory.load_cuda", lambda: gpu.cuda)
+        bundle = gpu.bundle("dit-tiny")
+        shutil.copytree(bundles("dit-tiny").folder, bundle.folder, dirs_exist_ok=True)
+        (bundle.folder / MANIFEST_NAME).write_text(manifest_to_json(_with_files(bundle)))
+        return bundle.folder
+
+    return make
+
+
+def _with_files(bundle: Bundle) -> Manifest:
+    """The bundle's manifest, with its plans among the files."""
+    contents = {plan.file: (bundle.folder / plan.file).read_bytes() for plan in bundle.manifest.engine.plans}
+    plans = {
+        name: FileSpec(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+        for name, content in contents.items()
+    }
+    return dataclasses.replace(bundle.manifest, files={**bundle.manifest.files, **plans})
+
+
+def test_without_a_gpu_the_working_memory_of_engines_is_not_known(run: Run, plans: Callable[..., pathlib.Path]) -> None:
+    folder = plans(driver=0)
+    memory = run("plan", folder, "--json").json["memory"]
+    sizes = memory["bytes_by_use"]
+    assert sizes["scratch"] is None and memory["free_bytes"] is None
+    assert sum(size for size in sizes.values() if size is not None) == memory["total_bytes"]
+    text = run("plan", folder).out
+    assert "\n  scratch      known once the engines are loaded on a GPU\n" in text
+    assert f"\n  total        {memory['total_bytes'] / 1e3:.2f} kB, without scratch\nweights" in text
+    assert run("plan", folder, "--device-memory").refused("There is no NVIDIA driver on this machine")
+
+
+def test_with_a_gpu_its_free_memory_is_told(run: Run, plans: Callable[..., pathlib.Path]) -> None:
+    folder = plans()
+    memory = run("plan", folder, "--json").json["memory"]
+    assert memory["bytes_by_use"]["scratch"] is None
+    assert memory["free_bytes"] == 2**30 and memory["refusal"] is None
+    assert "\n  free         1.07 GB on the GPU of this machine\n" in run("plan", folder).out
+
+
+def test_loaded_engines_tell_their_working_memory(run: Run, plans: Callable[..., pathlib.Path]) -> None:
+    folder = plans()
+    without = run("plan", folder, "--json").json["memory"]
+    outcome = run("plan", folder, "--device-memory", "--json")
+    memory = outcome.json["memory"]
+    assert outcome.code == 0 and memory["bytes_by_use"]["scratch"] > 0
+    assert memory["total_bytes"] == without["total_bytes"] + memory["bytes_by_use"]["scratch"]
+    assert sum(memory["bytes_by_use"].values()) == memory["total_bytes"]
+
+
+def test_a_session_that_does_not_fit(run: Run, plans: Callable[..., pathlib.Path]) -> None:
+    """A warning that names what fits; who asked for this GPU gets the plan, the message and exit code 1."""
+    needed = run("plan", plans(), "--json").json["memory"]["total_bytes"]
+    folder = plans(total_bytes=needed - 5000)  # an order less, 24 kB, fits
+    outcome = run("plan", folder)
+    assert outcome.code == 0 and outcome.err == ""
+    assert "\n  warning: The session needs " in outcome.out and "What fits: --order 1" in outcome.out
+    outcome = run("plan", folder, "--device-memory", "--json")
+    assert outcome.refused("The session needs ", "are free on the device. What fits: --order 1")
+    assert outcome.json["memory"]["refusal"] in outcome.err and outcome.json["memory"]["free_bytes"] == needed - 5000
+
+
+def test_only_tensorrt_tells_its_working_memory(run: Run, bundles: Bundles) -> None:
+    outcome = run("plan", bundles("dit-tiny").folder, "--device-memory")
+    assert outcome.refused("loads TensorRT engines, and the bundle was built for onnxruntime: leave it out")
+
+
+# The picture
+
+
+def test_the_memory_as_a_picture(run: Run, bundles: Bundles, tmp_path: pathlib.Path) -> None:
+    pytest.importorskip("matplotlib")
+    path, bundle = tmp_path / "new" / "memory.png", bundles("dit-tiny")
+    memory = run("plan", bundle.folder, "--memory-plot", path, "--json").json["memory"]
+    picture = np.asarray(Image.open(path).convert("RGB"))
+    shares = sorted((size / memory["total_bytes"] for size in memory["bytes_by_use"].values()), reverse=True)
+    row = picture[picture.shape[0] // 3]  # through the bar
+    colors, counts = np.unique(row[(row != 255).any(axis=1)], axis=0, return_counts=True)
+    widths = sorted(counts / counts.sum(), reverse=True)
+    assert len(colors) >= 3 and widths[:2] == pytest.approx(shares[:2], abs=0.01)
+
+
+def test_a_picture_under_another_name(run: Run, bundles: Bundles, tmp_path: pathlib.Path) -> None:
+    outcome = run("plan", bundles("dit-tiny").folder, "--memory-plot", tmp_path / "memory.jpg")
+    assert outcome.refused("memory.jpg' is no picture: give --memory-plot FILE.png") and outcome.out == ""
+
+
+def test_a_picture_without_matplotlib(
+    run: Run, bundles: Bundles, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modules: dict[str, Any] = sys.modules  # type: ignore[assignment]
+    monkeypatch.setitem(modules, "matplotlib", None)
+    outcome = run("plan", bundles("dit-tiny").folder, "--memory-plot", tmp_path / "memory.png")
+    assert outcome.refused("--memory-plot needs matplotlib: `pip install 'taylorseer-trt[profile]'`")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_where_none_can_be_written(run: Run, bundles: Bundles, tmp_path: pathlib.Path) -> None:
+    pytest.importorskip("matplotlib")
+    (tmp_path / "file").write_text("kept")
+    outcome = run("plan", bundles("dit-tiny").folder, "--memory-plot", tmp_path / "file" / "memory.png")
+    assert outcome.refused("cannot be written") and (tmp_path / "file").read_text() == "kept"

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from taylorseer.engines.fingerprint import PlanRecipe
-from taylorseer.engines.store import EngineStore, StoredPlan
+from taylorseer.engines.store import EngineStore
+from taylorseer.engines.stored_plan import StoredPlan
 
 Run = Callable[..., Any]
 

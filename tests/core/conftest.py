@@ -22,6 +22,7 @@ from taylorseer.manifest import (
 MakeBundle = Callable[[pathlib.Path], Bundle]
 
 CONTENTS = {
+    "graphs/prepare.onnx": b"prepare graph",
     "graphs/full.onnx": b"full graph",
     "graphs/forecast.onnx": b"forecast graph",
     "graphs/update.onnx": b"update graph",
@@ -31,9 +32,14 @@ CONTENTS = {
 
 @pytest.fixture
 def manifest() -> Manifest:
-    """Two features of one order: one with a row range, in two dtypes."""
+    """Two features of one order: one with a row range, in two dtypes; a condition that repeats, one that does not."""
     latent = TensorSpec(name="latent", role="latent", shape=("batch", 4, 2), dtype="float32")
     prediction = TensorSpec(name="prediction", role="prediction", shape=("batch", 4, 2), dtype="float32")
+    timestep = TensorSpec(name="timestep", role="timestep", shape=("step_batch",), dtype="float32")
+    pooled = TensorSpec(name="pooled", role="condition", shape=("step_batch", 5), dtype="float32")
+    text = TensorSpec(name="text", role="condition", shape=("batch", 3, 6), dtype="float32")
+    gates = TensorSpec(name="prepared.forecast.float32", role="prepared", shape=("step_batch", 16), dtype="float32")
+    words = TensorSpec(name="request.words", role="request", shape=("batch", 3, 8), dtype="float32")
     features = (
         FeatureSpec(name="a", shape=("batch", 4, 8), dtype="float16"),
         FeatureSpec(name="b", shape=("batch", 3, 8), dtype="float32", rows=(1, 4)),
@@ -50,6 +56,7 @@ def manifest() -> Manifest:
     numbers = TensorSpec(name="update_numbers", role="update_numbers", shape=(len(UpdateNumber),), dtype="float32")
     following = TensorSpec(name="next_latent", role="next_latent", shape=("batch", 4, 2), dtype="float32")
     probe = TensorSpec(name="probe", role="probe", shape=(1,), dtype="float32")
+    read = dataclasses.replace(gates, shape=("batch", 16))
     return Manifest(
         format_version=FORMAT_VERSION,
         tool_version="0.1.0",
@@ -59,6 +66,7 @@ def manifest() -> Manifest:
         sizes={"height": 4, "width": 4, "frames": 1, "text_length": 3, "max_batch": 2},
         layout="history",
         order=1,
+        prepare_rows=64,
         cache=PRESETS["flux"].to_json(),
         pipeline=PipelineSpec(
             scheduler={"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 1.0},
@@ -73,8 +81,9 @@ def manifest() -> Manifest:
         features=features,
         dead_features=("c",),
         graphs={
-            "full": GraphSpec(file="graphs/full.onnx", inputs=(latent,), outputs=(prediction, *yielded)),
-            "forecast": GraphSpec(file="graphs/forecast.onnx", inputs=(latent, *state), outputs=(prediction,)),
+            "prepare": GraphSpec(file="graphs/prepare.onnx", inputs=(timestep, pooled, text), outputs=(gates, words)),
+            "full": GraphSpec(file="graphs/full.onnx", inputs=(latent, words, read), outputs=(prediction, *yielded)),
+            "forecast": GraphSpec(file="graphs/forecast.onnx", inputs=(latent, *state, read), outputs=(prediction,)),
             "update": GraphSpec(
                 file="graphs/update.onnx", inputs=(latent, prediction, numbers), outputs=(following, probe)
             ),

@@ -39,16 +39,15 @@ def bundle(make_bundle: MakeBundle, tmp_path: pathlib.Path) -> Bundle:
 def test_what_was_committed_is_opened(bundle: Bundle) -> None:
     opened = open_bundle(bundle.folder)
     assert opened == bundle
-    graphs = ["graphs/forecast.onnx", "graphs/full.onnx", "graphs/update.onnx"]
+    graphs = ["graphs/forecast.onnx", "graphs/full.onnx", "graphs/prepare.onnx", "graphs/update.onnx"]
     assert sorted(opened.manifest.files) == [*graphs, "graphs/weights.data"]
     assert opened.path("graphs/full.onnx").read_bytes() == b"full graph"
     assert names(bundle.folder.parent) == ["small"]
 
 
-@pytest.mark.parametrize(
-    "name", ["graphs/weights.data", "graphs/full.onnx", "graphs/forecast.onnx", "graphs/update.onnx"]
-)
+@pytest.mark.parametrize("name", ["weights.data", "prepare.onnx", "full.onnx", "forecast.onnx", "update.onnx"])
 def test_a_flipped_byte_is_noticed(bundle: Bundle, name: str) -> None:
+    name = f"graphs/{name}"
     content = bytearray(bundle.path(name).read_bytes())
     content[len(content) // 2] ^= 1
     bundle.path(name).write_bytes(content)
@@ -119,6 +118,17 @@ def test_graphs_are_files_that_were_checked(bundle: Bundle) -> None:
         open_bundle(bundle.folder)
 
 
+def test_plans_are_files_that_were_checked(bundle: Bundle) -> None:
+    plan = {"kind": "full", "file": "plans/full-8.9.plan", "compute_capability": "8.9", "fingerprint": "0" * 64}
+    edit_manifest(bundle, lambda data: data["engine"].update(plans=[plan]))
+    (bundle.folder / "plans").mkdir()
+    (bundle.folder / "plans/full-8.9.plan").write_bytes(b"a plan that nobody checked")
+    with pytest.raises(
+        BundleError, match=r"full plan for 8\.9 'plans/full-8\.9\.plan' is not among the bundle's files"
+    ):
+        open_bundle(bundle.folder)
+
+
 # Writing
 
 
@@ -149,7 +159,13 @@ def test_an_existing_folder_is_kept(bundle: Bundle) -> None:
 def test_overwriting_replaces_a_bundle_whole(make_bundle: MakeBundle, bundle: Bundle) -> None:
     bundle.path("graphs/of-the-old-one").write_text("x")
     make_bundle(bundle.folder)
-    assert names(bundle.folder / "graphs") == ["forecast.onnx", "full.onnx", "update.onnx", "weights.data"]
+    assert names(bundle.folder / "graphs") == [
+        "forecast.onnx",
+        "full.onnx",
+        "prepare.onnx",
+        "update.onnx",
+        "weights.data",
+    ]
     assert names(bundle.folder.parent) == ["small"]
 
 
@@ -296,4 +312,4 @@ def test_the_manifest_is_written_last(
             draft.path(graph.file).write_text("graph")
         draft.commit(manifest)
     files = [name for name in synced if not name.startswith(".")]
-    assert files[:4] == ["forecast.onnx", "full.onnx", "update.onnx", MANIFEST_NAME]
+    assert files[:5] == ["forecast.onnx", "full.onnx", "prepare.onnx", "update.onnx", MANIFEST_NAME]

@@ -1,6 +1,7 @@
 """The manifest: what is written is read back, and nothing that was not written by the schema is read."""
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,15 @@ def test_what_is_written_is_read_back(manifest: Manifest) -> None:
     again = manifest_from_json(manifest_to_json(manifest))
     assert again == manifest
     assert isinstance(again.features[0].shape, tuple) and again.features[1].rows == (1, 4)
+
+
+def test_conditions_are_the_inputs_that_come_with_a_request(manifest: Manifest) -> None:
+    """Not the timestep, which comes with a step; and each by its name, whether it repeats for each step or not."""
+    conditions = manifest_from_json(manifest_to_json(manifest)).conditions
+    assert {name: spec.shape for name, spec in conditions.items()} == {
+        "pooled": ("step_batch", 5),
+        "text": ("batch", 3, 6),
+    }
 
 
 def test_a_default_may_be_left_out(manifest: Manifest) -> None:
@@ -64,6 +74,8 @@ def test_what_is_no_object_is_refused(text: str) -> None:
         manifest_from_json(text)
 
 
+KINDS = ("prepare", "full", "forecast", "update")
+
 MALFORMED: dict[str, tuple[Callable[[Json], object], str]] = {
     "unknown key": (lambda data: data.update(colour="red"), "unknown key 'colour'"),
     "unknown key deep": (lambda data: data["pipeline"].update(vae=1), r"manifest\.pipeline: unknown key 'vae'"),
@@ -90,14 +102,18 @@ MALFORMED: dict[str, tuple[Callable[[Json], object], str]] = {
         lambda data: data["files"].update(x={"bytes": 1.5, "sha256": ""}),
         r"manifest\.files\.x\.bytes: 1\.5",
     ),
-    "no forecast graph": (
-        lambda data: data["graphs"].pop("forecast"),
-        r"found \['full', 'update'\], not full, forecast, update",
+    **{
+        f"no {kind} graph": (
+            lambda data, kind=kind: data["graphs"].pop(kind),  # type: ignore[misc]
+            rf"found {re.escape(str(sorted({*KINDS} - {kind})))}, not prepare, full, forecast, update",
+        )
+        for kind in KINDS
+    },
+    "a graph too many": (
+        lambda data: data["graphs"].update(lite=data["graphs"]["full"]),
+        r"found \['forecast', 'full', 'lite', 'prepare', 'update'\], not prepare, full, forecast, update",
     ),
-    "no update graph": (
-        lambda data: data["graphs"].pop("update"),
-        r"found \['forecast', 'full'\], not full, forecast, update",
-    ),
+    "no rows of prepare": (lambda data: data.pop("prepare_rows"), "the key 'prepare_rows' is missing"),
     "no largest batch": (lambda data: data["sizes"].pop("max_batch"), r"manifest\.sizes: the key 'max_batch'"),
     "unknown dtype": (lambda data: data["features"][0].update(dtype="float8"), "'a' is float8 .*unknown"),
     "unknown dynamic size": (

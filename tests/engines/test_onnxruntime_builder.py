@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime
 import pytest
 
@@ -36,7 +37,7 @@ def test_nothing_is_written(bundles: Bundles, folder: pathlib.Path) -> None:
     assert sorted(folder.rglob("*")) == before
 
 
-@pytest.mark.parametrize("kind", ["full", "forecast"])
+@pytest.mark.parametrize("kind", ["prepare", "full", "forecast", "update"])
 def test_each_graph_is_loaded(bundles: Bundles, folder: pathlib.Path, kind: str) -> None:
     (folder / f"graphs/{kind}.onnx").write_bytes(b"no graph")
     with pytest.raises(BackendError, match=rf"cannot run the {kind} graph in fp32: .*try --precision fp32"):
@@ -53,11 +54,16 @@ def test_each_graph_is_run(bundles: Bundles) -> None:
         build_onnxruntime(bundle.folder, dataclasses.replace(bundle.manifest, graphs=wrong))
 
 
-def test_nan_for_ordinary_inputs(bundles: Bundles, folder: pathlib.Path) -> None:
+@pytest.mark.parametrize("kind", ["prepare", "full"])
+def test_nan_for_ordinary_inputs(bundles: Bundles, folder: pathlib.Path, kind: str) -> None:
+    """The weights of one graph alone are damaged, and it is that graph which the message names."""
     weights = np.fromfile(folder / "graphs/weights.data", np.float32)
-    weights[:] = np.inf
+    for value in ir.load(folder / f"graphs/{kind}.onnx").graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            start, size = value.const_value.offset or 0, value.const_value.nbytes
+            weights[start // 4 : (start + size) // 4] = np.inf
     weights.tofile(folder / "graphs/weights.data")
-    with pytest.raises(BackendError, match=r"full graph gives NaN or infinity in '.*' .*checkpoint may be damaged"):
+    with pytest.raises(BackendError, match=rf"{kind} graph gives NaN or infinity in '.*' .*checkpoint may be damaged"):
         build_onnxruntime(folder, bundles("dit-tiny").manifest)
 
 

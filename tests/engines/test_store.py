@@ -19,8 +19,10 @@ import onnx_ir as ir
 import pytest
 
 from taylorseer.engines import store as module
+from taylorseer.engines import store_entry
 from taylorseer.engines.fingerprint import PlanRecipe, fingerprint, graph_digest, weights_digest
-from taylorseer.engines.store import EngineStore, StoredPlan, default_store
+from taylorseer.engines.store import EngineStore, default_store
+from taylorseer.engines.stored_plan import StoredPlan
 from taylorseer.errors import BackendError, OutputError, StoreError
 
 PLAN = np.random.default_rng(0).bytes(2000)
@@ -90,7 +92,7 @@ def test_any_buffer_is_a_plan(store: EngineStore, kind: Callable[[bytes], Any]) 
 
 
 def test_a_plan_larger_than_a_block(store: EngineStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_BLOCK", 300)
+    monkeypatch.setattr(module, "BLOCK", 300)
     assert add(store).read() == PLAN
     assert store.verify()[0].damage == ""
 
@@ -477,7 +479,7 @@ def test_a_plan_that_is_replaced_while_it_is_checked_is_not_called_damaged(
 ) -> None:
     """The record of the old plan and the content of the new one do not fit: the check starts over."""
     stored = add(store)
-    parse, replaced = module._parse, list[str]()
+    parse, replaced = store_entry._parse, list[str]()
 
     def replace_once(content: bytes, name: str) -> Any:
         if not replaced:
@@ -486,7 +488,7 @@ def test_a_plan_that_is_replaced_while_it_is_checked_is_not_called_damaged(
             store.get_or_build(recipe(), lambda: b"another build")
         return parse(content, name)
 
-    monkeypatch.setattr(module, "_parse", replace_once)
+    monkeypatch.setattr(store_entry, "_parse", replace_once)
     assert store.load(stored.fingerprint).read() == b"another build"
 
 

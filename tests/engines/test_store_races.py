@@ -16,6 +16,7 @@ PATIENCE = 120
 
 PRELUDE = """
 import json, os, pathlib, random, shutil, signal, sys, time
+from taylorseer.engines import durable_files, store_entry
 from taylorseer.engines import store as module
 from taylorseer.engines.fingerprint import PlanRecipe, fingerprint
 
@@ -116,7 +117,7 @@ def test_one_of_those_who_wait_takes_over_from_a_killed_builder(tmp_path: pathli
 
 
 RANDOM_KILLS = """
-module._BLOCK = 2**16  # many writes
+module.BLOCK = 2**16  # many writes
 
 def build(number):
     time.sleep(0.004)
@@ -160,18 +161,18 @@ def test_a_kill_at_fifty_random_moments_leaves_each_plan_absent_or_whole(tmp_pat
 
 
 EVERY_LINE = """
-module._BLOCK = 2**15
+module.BLOCK = 2**15
 os.fsync = lambda descriptor: None  # a killed process loses nothing that it has written
 
 def plan(number=0):
     return random.Random(number).randbytes(2**16)
 
 def kill_at(line, work):
-    count = 0
+    count, files = 0, [traced.__file__ for traced in (module, store_entry, durable_files, shutil)]
 
     def trace(frame, event, argument):
         nonlocal count
-        if frame.f_code.co_filename not in (module.__file__, shutil.__file__):
+        if frame.f_code.co_filename not in files:
             return None
         if event == "line":
             count += 1

@@ -1,9 +1,11 @@
 """What the exporter's tests share: running graphs, and inputs to run them on."""
 
+import pathlib
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import filelock
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
@@ -12,12 +14,16 @@ import pytest
 import torch
 
 from taylorseer.bundle import Bundle
-from taylorseer.exporter.passes.cleaning import drop_unused
-from taylorseer.manifest import TensorSpec
+from taylorseer.config import CacheConfig
+from taylorseer.exporter.families import FAMILIES, load_model
+from taylorseer.exporter.weights import RandomWeights, attach_weights
+from taylorseer.exporter.workflow import ExportRequest, traced_model
+from taylorseer.manifest import Role, TensorSpec
 
 Arrays = dict[str, npt.NDArray[Any]]
 RunGraph = Callable[[Bundle, str, Mapping[str, npt.NDArray[Any]]], Arrays]
 WholeModel = Callable[[str], ir.Model]
+Roles = Callable[[str], dict[str, Role]]
 RunModel = Callable[[ir.Model, Mapping[str, npt.NDArray[Any]]], Arrays]
 
 
@@ -35,16 +41,38 @@ def _session(graph: str | bytes, *, optimize: bool) -> Any:
 
 
 @pytest.fixture(scope="session")
-def whole_model(bundles: Any) -> WholeModel:
-    """Gives the graph of a whole tiny transformer, unsplit, with its weights; the caller may change it."""
+def whole_model(shared_folder: pathlib.Path) -> WholeModel:
+    """Gives the graph of a whole tiny transformer, unsplit, with its bundle's weights; the caller may change it."""
 
     def load(name: str) -> ir.Model:
-        model = ir.load(bundles(name).path("graphs/full.onnx"))
-        del model.graph.outputs[1:]
-        drop_unused(model)
-        return model
+        folder = shared_folder / f"whole-{name}"
+        with filelock.FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                _save_whole(folder, name)
+        return ir.load(folder / "whole.onnx")
 
     return load
+
+
+def _save_whole(folder: pathlib.Path, name: str) -> None:
+    model = load_model(name)
+    traced, _ = traced_model(ExportRequest(model=model, sizes=model.sizes, cache=CacheConfig()))
+    parameters = {str(v.name): v.shape for v in traced.graph.initializers.values() if v.const_value is None}
+    shapes = {key: tuple(int(size) for size in shape or ()) for key, shape in parameters.items()}  # type: ignore[arg-type]
+    attach_weights(traced, RandomWeights(shapes), torch.float32)
+    folder.mkdir()
+    ir.save(traced, folder / "whole.onnx", external_data="whole.data")
+
+
+@pytest.fixture(scope="session")
+def roles() -> Roles:
+    """Gives the roles of a named model's inputs, by their names."""
+
+    def roles_of(name: str) -> dict[str, Role]:
+        model = load_model(name)
+        return {spec.name: spec.role for spec in FAMILIES[model.family].inputs(model.config, model, model.sizes)}
+
+    return roles_of
 
 
 @pytest.fixture(scope="session")
@@ -60,7 +88,11 @@ def run_model() -> RunModel:
 
 @pytest.fixture(scope="session")
 def run_graph() -> RunGraph:
-    """Runs ``full`` or ``forecast`` of a bundle on what it takes of the given inputs."""
+    """Runs a graph of a bundle on what it takes of the given inputs.
+
+    Before ``full`` and ``forecast`` it runs ``prepare`` on the same inputs, a timestep for each row, and adds what that
+    gives.
+    """
     sessions: dict[tuple[str, str], Any] = {}
 
     def run(bundle: Bundle, kind: str, inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
@@ -68,6 +100,8 @@ def run_graph() -> RunGraph:
         if key not in sessions:
             path = bundle.path(bundle.manifest.graphs[kind].file)
             sessions[key] = _session(str(path), optimize=True)
+        if kind in ("full", "forecast"):
+            inputs = {**inputs, **run(bundle, "prepare", inputs)}
         return _outputs(sessions[key], inputs)
 
     return run
@@ -84,8 +118,8 @@ def request_inputs() -> Callable[..., Arrays]:
     """Gives the model's inputs at one denoising step: random, the same for the same seed and batch row."""
 
     def inputs(bundle: Bundle, *, batch: int = 1, seed: int = 0, level: float = 0.7) -> Arrays:
-        pipeline, values = bundle.manifest.pipeline, {}
-        for spec in bundle.manifest.graphs["full"].inputs:
+        pipeline, graphs, values = bundle.manifest.pipeline, bundle.manifest.graphs, {}
+        for spec in (*graphs["full"].inputs, *graphs["prepare"].inputs):
             if spec.role == "timestep":
                 values[spec.name] = np.full(batch, 1000 * level * pipeline.timestep_scale, np.float32)
             elif spec.role == "guidance":

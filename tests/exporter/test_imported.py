@@ -1,9 +1,7 @@
 """Models that were exported elsewhere give the graphs of our own export; their weights are neither read nor changed."""
 
 import dataclasses
-import os
 import pathlib
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,9 +13,9 @@ import torch
 
 from taylorseer.bundle import Bundle, draft_bundle, open_bundle
 from taylorseer.config import CacheConfig
-from taylorseer.errors import GraphError, OutputError
+from taylorseer.errors import GraphError
 from taylorseer.exporter.families import FAMILIES, load_model
-from taylorseer.exporter.imported import import_model, place_weights
+from taylorseer.exporter.imported import import_model
 from taylorseer.exporter.parity import load_parameters
 from taylorseer.exporter.tracing import TORCH_DTYPES, build_module
 from taylorseer.exporter.weights import RandomWeights
@@ -70,8 +68,8 @@ def test_an_imported_model_gives_what_our_own_export_gives(
     bundles: Any, saved: Any, run_graph: Any, request_inputs: Any, tmp_path: pathlib.Path, name: str
 ) -> None:
     ours, theirs = bundles(name), imported(saved(name), tmp_path / "bundle", name)
-    for kind in ("full", "forecast"):
-        assert theirs.manifest.graphs[kind] == ours.manifest.graphs[kind]
+    for kind, spec in ours.manifest.graphs.items():
+        assert theirs.manifest.graphs[kind] == spec
     assert theirs.manifest == dataclasses.replace(
         ours.manifest, weights="onnx:whole.onnx", files=theirs.manifest.files, engine=theirs.manifest.engine
     )
@@ -147,7 +145,10 @@ def test_a_half_precision_model_takes_float32_at_its_border(
         imported(file, tmp_path / "bundle", "dit-tiny")
     theirs = imported(file, tmp_path / "bundle", "dit-tiny", precision="fp16")
     ours = bundles("dit-tiny", precision="fp16")
-    assert [spec.dtype for spec in theirs.manifest.graphs["full"].inputs] == ["float32", "float32", "int64"]
+    graphs = theirs.manifest.graphs
+    given = [spec for spec in (*graphs["full"].inputs, *graphs["prepare"].inputs) if spec.role != "prepared"]
+    assert [spec.name for spec in given] == ["hidden_states", "timestep", "class_labels"]
+    assert [spec.dtype for spec in given] == ["float32", "float32", "int64"]
     assert {feature.dtype for feature in theirs.manifest.features} == {"float16"}
     inputs = request_inputs(ours, batch=2)
     for mine, other in zip(both_graphs(run_graph, ours, inputs), both_graphs(run_graph, theirs, inputs), strict=True):
@@ -186,8 +187,9 @@ def test_a_quantized_model_stays_quantized_and_predicts_what_it_did(
     assert count > 12
     ir.save(model, tmp_path / "int8.onnx", external_data="int8.data")
     bundle = imported(tmp_path / "int8.onnx", tmp_path / "bundle", "dit-tiny")
-    full = ir.load(bundle.path("graphs/full.onnx")).graph
-    assert sum(node.op_type == "DequantizeLinear" for node in full) == count
+    graphs = [ir.load(bundle.path(f"graphs/{kind}.onnx")).graph for kind in ("prepare", "full")]
+    counts = [sum(node.op_type == "DequantizeLinear" for node in graph) for graph in graphs]
+    assert min(counts) > 0 and sum(counts) == count
     assert (
         bundle.path("graphs/weights-0.data").stat().st_size
         < bundles("dit-tiny").path("graphs/weights.data").stat().st_size
@@ -214,8 +216,8 @@ def test_large_weights_are_not_read(saved: Any, tmp_path: pathlib.Path) -> None:
     before = imported(file, tmp_path / "before", "dit-tiny")
     overwrite_large_tensors(file)
     after = imported(file, tmp_path / "after", "dit-tiny")
-    for kind in ("full", "forecast"):
-        assert before.path(f"graphs/{kind}.onnx").read_bytes() == after.path(f"graphs/{kind}.onnx").read_bytes()
+    for spec in before.manifest.graphs.values():
+        assert before.path(spec.file).read_bytes() == after.path(spec.file).read_bytes(), spec.file
 
 
 def overwrite_large_tensors(file: pathlib.Path) -> None:
@@ -250,43 +252,6 @@ def test_graphs_only_leaves_the_weights_where_they_are(saved: Any, tmp_path: pat
     bundle = imported(saved("dit-tiny"), tmp_path / "bundle", "dit-tiny", graphs_only=True)
     assert bundle.manifest.weights == "none"
     assert not list(bundle.folder.rglob("*.data"))
-
-
-@pytest.fixture
-def without_links(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes every hard link fail as between two file systems."""
-
-    def link(*arguments: object) -> None:
-        raise OSError(18, "Invalid cross-device link")
-
-    monkeypatch.setattr(os, "link", link)
-
-
-@pytest.mark.usefixtures("without_links")
-def test_where_links_are_impossible_weights_are_copied(tmp_path: pathlib.Path) -> None:
-    files = {"weights-0.data": tmp_path / "a", "weights-1.data": tmp_path / "b"}
-    for path, size in zip(files.values(), (1 << 20, 40 << 20), strict=True):
-        path.write_bytes(os.urandom(size))
-    (tmp_path / "graphs").mkdir()
-    seen: list[float] = []
-    place_weights(files, tmp_path / "graphs", seen.append)
-    for name, path in files.items():
-        assert (tmp_path / "graphs" / name).read_bytes() == path.read_bytes()
-        assert not (tmp_path / "graphs" / name).samefile(path)
-    assert len(seen) > 3 and seen == sorted(seen) and seen[-1] == 1
-
-
-@pytest.mark.usefixtures("without_links")
-def test_too_little_space_is_noticed_before_anything_is_copied(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "data").write_bytes(bytes(2000))
-    (tmp_path / "graphs").mkdir()
-    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
-    with pytest.raises(OutputError, match="The disk is full"):
-        place_weights({"weights-0.data": tmp_path / "data"}, tmp_path / "graphs")
-    assert not list((tmp_path / "graphs").iterdir())
 
 
 def dit_call(file: pathlib.Path, constants: Mapping[str, Any] | None = None) -> ir.Model:

@@ -1,18 +1,22 @@
 """The engines against torch: each graph alone, then whole loops, in which every step feeds the next."""
 
 import dataclasses
+import os
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 import pytest
+import torch
 
-from taylorseer.bundle import Bundle
+from taylorseer.bundle import Bundle, open_bundle
 from taylorseer.config import CacheConfig
-from taylorseer.errors import BundleError, ScheduleError
+from taylorseer.errors import BundleError, CheckpointError, ScheduleError
 from taylorseer.exporter.families import load_model
-from taylorseer.exporter.parity import TorchReference, reference_from_bundle
+from taylorseer.exporter.parity import GraphWeights, TorchReference, load_parameters, reference_from_bundle
 from taylorseer.manifest import Layout
 from taylorseer.predictor import forecast_weights
 from taylorseer.runtime.onnxruntime_backend import OnnxRuntimeBackend
@@ -139,6 +143,58 @@ def test_reuse_is_order_zero(bundles: Any, request_inputs: Any) -> None:
     assert np.array_equal(predictions[0], predictions[1])
 
 
+def test_weights_are_read_from_files_with_several_names(bundles: Any, copied: Any, tmp_path: pathlib.Path) -> None:
+    linked = open_bundle(copied("dit-tiny"))
+    os.link(linked.path("graphs/weights.data"), tmp_path / "another-name")
+    found, wanted = (predict_once(bundle) for bundle in (linked, bundles("dit-tiny")))
+    assert np.isfinite(found).all() and np.array_equal(found, wanted)
+
+
+def predict_once(bundle: Bundle) -> Floats:
+    reference = reference_from_bundle(bundle, CacheConfig())
+    return reference.predict(0, reference.examples())
+
+
+def edit(bundle: Bundle, change: Callable[[ir.Model], object]) -> None:
+    path = bundle.path("graphs/full.onnx")
+    model = ir.load(path)
+    change(model)
+    ir.save(model, path)
+
+
+def rename(model: ir.Model, name: str) -> None:
+    model.graph.initializers[name].name = "optimized"
+
+
+NEEDED = "transformer_blocks.0.attn1.to_q.weight"
+
+
+def test_an_imported_model_without_its_parameters_has_no_reference(copied: Any) -> None:
+    bundle = open_bundle(copied("dit-tiny"))
+    edit(bundle, lambda model: rename(model, NEEDED))
+    imported = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, weights="onnx:dit.onnx"))
+    message = r"needs every parameter as floats .* of '.*dit-tiny' lack \d+, '.*' among them: the model was quantized"
+    with pytest.raises(CheckpointError, match=message):
+        reference_from_bundle(imported, CacheConfig())
+
+
+@pytest.mark.parametrize("name", ["flux-tiny", "dit-tiny", "hunyuan-video-tiny"])
+def test_parameters_that_no_prediction_depends_on_may_be_lacking(bundles: Any, name: str) -> None:
+    bundle = bundles(name)
+    imported = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, weights="onnx:x.onnx"))
+    assert np.isfinite(predict_once(imported)).all()
+
+
+def test_integers_and_other_shapes_are_no_parameters() -> None:
+    module = torch.nn.Linear(2, 3)
+    weights = {"weight": np.ones((3, 2), np.int8), "bias": np.ones((1, 3), np.float32)}
+    values = [ir.Value(name=name, const_value=ir.tensor(array, name=name)) for name, array in weights.items()]
+    source = GraphWeights(ir.Graph([], [], nodes=[], initializers=values))
+    assert source.shape("weight") is None
+    assert load_parameters(module, source, torch.float32) == ["weight", "bias"]
+    assert torch.isnan(module.weight).all() and torch.isnan(module.bias).all()
+
+
 def test_a_bundle_without_weights_has_no_reference(bundles: Any) -> None:
     bundle = bundles("dit-tiny")
     bare = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, weights="none"))
@@ -154,7 +210,7 @@ def loop_of_engines(
 ) -> Floats:
     session = LoadedModel(bundle.manifest, OnnxRuntimeBackend(bundle, threads=1)).session()
     noise, conditions = request_of(bundle, request_inputs)
-    return session.denoise(
+    latent: Floats = session.denoise(
         noise,
         conditions,
         sampler=sampler_of(bundle, config),
@@ -162,6 +218,7 @@ def loop_of_engines(
         guidance=bundle.manifest.pipeline.guidance,
         every_step_full=every_step_full,
     ).latent
+    return latent
 
 
 def loop_of_torch(bundle: Bundle, config: CacheConfig, request_inputs: Callable[..., Arrays]) -> Floats:
@@ -169,7 +226,7 @@ def loop_of_torch(bundle: Bundle, config: CacheConfig, request_inputs: Callable[
     latent, conditions = request_of(bundle, request_inputs)
     for step in range(config.steps):
         values = conditions | inputs_of_step(bundle, sampler, latent, step)
-        sampler.step(latent, guided(bundle, reference, step, values), step)
+        latent = sampler.step(latent, guided(bundle, reference, step, values), step)
     return latent
 
 
@@ -178,8 +235,7 @@ def request_of(bundle: Bundle, request_inputs: Callable[..., Arrays]) -> tuple[F
     inputs = request_inputs(bundle, batch=2 if doubled else 1)
     if doubled:
         inputs["class_labels"] = np.array([3, bundle.manifest.config["num_embeds_ada_norm"]])
-    specs = bundle.manifest.graphs["full"].inputs
-    return inputs["hidden_states"][:1].copy(), {s.name: inputs[s.name] for s in specs if s.role == "condition"}
+    return inputs["hidden_states"][:1].copy(), {name: inputs[name] for name in bundle.manifest.conditions}
 
 
 def sampler_of(bundle: Bundle, config: CacheConfig) -> Sampler:

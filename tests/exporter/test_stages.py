@@ -1,6 +1,7 @@
 """The split: nothing dead in a forecast, and the same numbers as with everything dead kept."""
 
 import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,20 +12,31 @@ from taylorseer.errors import GraphError
 from taylorseer.exporter.families import FAMILIES, load_model
 from taylorseer.exporter.features import find_features
 from taylorseer.exporter.passes.slices import row_slice
-from taylorseer.exporter.stages import split_stages
+from taylorseer.exporter.stages import Stages, split_stages
 
 TINY = ["flux-tiny", "dit-tiny", "hunyuan-video-tiny"]
 WITH_TEXT = ["flux-tiny", "hunyuan-video-tiny"]
 
-REQUEST_INPUTS = {
-    "flux-tiny": {"hidden_states", "timestep", "guidance", "pooled_projections"},
-    "hunyuan-video-tiny": {"hidden_states", "timestep", "guidance", "pooled_projections"},
-    "dit-tiny": {"hidden_states", "timestep", "class_labels"},
-}
-"""No encoder_hidden_states and no encoder_attention_mask: at a forecast step no text is read."""
+WIDTH = 32
+"""Of every tiny model."""
 
 IMAGE_ROWS = {"flux-tiny": 8 * 6, "hunyuan-video-tiny": 3 * 4 * 6, "dit-tiny": 4 * 4}
 """Tokens of the image or clip, without those of the text."""
+
+FORECAST_PARAMETERS = {
+    "flux-tiny": {"x_embedder", "proj_out"},
+    "hunyuan-video-tiny": {"x_embedder.proj", "proj_out"},
+    "dit-tiny": {"pos_embed.proj", "proj_out_2"},
+}
+"""The modules with weights that a forecast runs: the embedder and the final layer."""
+
+NEVER_OF_THE_LATENT = re.compile(
+    r"(single_)?transformer_blocks\.\d+\.(norm|norm1|norm1_context)\.(linear|emb)\..*"
+    r"|(time_text_embed|context_embedder|norm_out\.linear|proj_out_1)\..*"
+)
+"""Parameters of gates, shifts and scales, and of what embeds time, guidance, classes and text."""
+
+Split = Callable[..., Stages]
 
 
 def parameters(model: ir.Model) -> dict[str, ir.Value]:
@@ -33,8 +45,24 @@ def parameters(model: ir.Model) -> dict[str, ir.Value]:
     return {name: value for name, value in model.graph.initializers.items() if names.fullmatch(name)}
 
 
+def stage(bundle: Any, kind: str) -> ir.Model:
+    return ir.load(bundle.path(f"graphs/{kind}.onnx"))
+
+
 def forecast(bundle: Any) -> ir.Model:
-    return ir.load(bundle.path("graphs/forecast.onnx"))
+    return stage(bundle, "forecast")
+
+
+@pytest.fixture
+def split(roles: Any) -> Split:
+    """Splits a whole tiny transformer, by its family's features or by those of ``patterns``."""
+
+    def split_model(model: ir.Model, name: str, patterns: Sequence[str] | None = None, **options: Any) -> Stages:
+        features = find_features(model.graph, patterns or FAMILIES[load_model(name).family].features)
+        chosen: dict[str, Any] = {"order": 1, "layout": "history"} | options
+        return split_stages(model, features, roles=roles(name), **chosen)
+
+    return split_model
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -42,8 +70,21 @@ def test_a_forecast_takes_only_what_it_needs(bundles: Any, name: str) -> None:
     bundle = bundles(name)
     features = bundle.manifest.features
     state = {f"state.{feature.name}.{k}" for feature in features for k in range(bundle.manifest.order + 1)}
-    found = {str(value.name) for value in forecast(bundle).graph.inputs}
-    assert found == REQUEST_INPUTS[name] | {"coefficients"} | state
+    inputs = {str(value.name): value for value in forecast(bundle).graph.inputs}
+    assert inputs.keys() == {"hidden_states", "prepared.forecast.float32", "coefficients"} | state
+    # A gate for each live feature; shift and scale of the final layer; no text.
+    wanted = [WIDTH * len(features) + 2 * WIDTH]
+    assert list(inputs["prepared.forecast.float32"].shape or ())[1:] == wanted
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_full_step_takes_the_latent_and_what_was_prepared(bundles: Any, name: str) -> None:
+    graphs = {kind: spec.inputs for kind, spec in bundles(name).manifest.graphs.items()}
+    once = {spec.name for spec in bundles(name).manifest.graphs["prepare"].outputs if spec.role == "request"}
+    tables = {"prepared.forecast.float32", "prepared.full.float32"}
+    assert {spec.name for spec in graphs["full"]} == {"hidden_states"} | tables | once
+    assert len(once) == (name == "flux-tiny")  # its text is embedded once; HunyuanVideo's depends on the timestep
+    assert "hidden_states" not in {spec.name for spec in graphs["prepare"]}
 
 
 @pytest.mark.parametrize("name", WITH_TEXT)
@@ -64,24 +105,19 @@ def test_no_text_feature_and_no_text_row_is_remembered(bundles: Any, name: str) 
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_a_forecast_has_no_block_weights_but_gates(bundles: Any, name: str) -> None:
-    width, blocks = 32, re.compile(r"(?:single_)?transformer_blocks\.\d+\.(.*)")
-    gates = set()
-    for parameter, value in parameters(forecast(bundles(name))).items():
-        assert "token_refiner" not in parameter and "context" not in parameter
-        inside = blocks.fullmatch(parameter)
-        if inside is None or inside[1].startswith("norm1.emb."):  # DiT embeds the timestep in every block
-            continue
-        narrow = re.fullmatch(r"(norm1?)\.linear\.(weight|bias)\[(\d+):(\d+)\]", inside[1])
-        assert narrow is not None, parameter
-        # Shift, scale, gate in this order, once or (attention, MLP) twice.
-        part, start, stop = narrow[1], int(narrow[3]), int(narrow[4])
-        assert stop - start == width and start in ((2 * width,) if part == "norm" else (2 * width, 5 * width))
-        assert value.shape is not None and value.shape[0] == width
-        gates.add(parameter)
-    config = load_model(name).config
-    double, single = config["num_layers"], config.get("num_single_layers", 0)
-    assert len(gates) == 2 * (2 * double + single)  # weight and bias of two gates, or one
+def test_a_forecast_has_the_weights_of_the_embedder_and_of_the_final_layer_alone(bundles: Any, name: str) -> None:
+    modules = FORECAST_PARAMETERS[name]
+    wanted = {f"{module}.{kind}" for module in modules for kind in ("weight", "bias")}
+    assert parameters(forecast(bundles(name))).keys() == wanted
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_each_parameter_is_either_prepares_or_the_full_graphs(bundles: Any, whole_model: Any, name: str) -> None:
+    prepare, full = (parameters(stage(bundles(name), kind)) for kind in ("prepare", "full"))
+    assert prepare.keys().isdisjoint(full)
+    assert prepare.keys() | full.keys() == parameters(whole_model(name)).keys()
+    assert [parameter for parameter in prepare if not NEVER_OF_THE_LATENT.fullmatch(parameter)] == []
+    assert [parameter for parameter in full if NEVER_OF_THE_LATENT.fullmatch(parameter)] == []
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -99,13 +135,12 @@ def test_a_forecast_computes_nothing_of_a_block_over_tokens(bundles: Any, name: 
 
 @pytest.mark.parametrize("name", TINY)
 def test_dropping_the_dead_changes_a_forecast_by_exactly_nothing(
-    bundles: Any, whole_model: Any, run_model: Any, request_inputs: Any, name: str
+    bundles: Any, whole_model: Any, run_model: Any, request_inputs: Any, split: Split, name: str
 ) -> None:
     model = whole_model(name)
-    features = find_features(model.graph, FAMILIES[load_model(name).family].features)
-    lean = split_stages(model, features, order=1, layout="history")
-    kept = split_stages(model, features, order=1, layout="history", keep_dead=True)
-    assert len(kept.live) == len(features) and not kept.dead
+    lean, kept = split(model, name), split(model, name, keep_dead=True)
+    assert len(kept.live) == len(find_features(model.graph, FAMILIES[load_model(name).family].features))
+    assert not kept.dead
     assert {item.name for item in lean.live} | set(lean.dead) == {item.name for item in kept.live}
     random = np.random.default_rng(0)
     inputs = request_inputs(bundles(name), batch=2) | {"coefficients": np.array([1.75, -0.75], np.float32)}
@@ -114,15 +149,19 @@ def test_dropping_the_dead_changes_a_forecast_by_exactly_nothing(
         for slot in range(2):
             whole = random.standard_normal([2, *item.shape[1:]]).astype(np.float32)  # type: ignore[list-item]
             inputs[f"state.{item.name}.{slot}"] = whole
-    wanted = run_model(kept.forecast, inputs)["prediction"]
+    wanted = run_forecast(run_model, kept, inputs)
     for item in kept.live:
         if rows := lean_rows.get(item.name):
             for slot in range(2):
                 key = f"state.{item.name}.{slot}"
                 inputs[key] = np.ascontiguousarray(inputs[key][:, slice(*rows)])
-    found = run_model(lean.forecast, inputs)["prediction"]
+    found = run_forecast(run_model, lean, inputs)
     assert np.array_equal(found, wanted)
     assert len(list(lean.forecast.graph)) < len(list(kept.forecast.graph)) or name == "dit-tiny"
+
+
+def run_forecast(run_model: Any, stages: Stages, inputs: Mapping[str, Any]) -> Any:
+    return run_model(stages.forecast, {**inputs, **run_model(stages.prepare, inputs)})["prediction"]
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -134,9 +173,11 @@ def test_the_full_graph_yields_the_features_after_its_prediction(bundles: Any, n
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_both_layouts_share_one_forecast_graph(bundles: Any, name: str) -> None:
-    texts = [bundles(name, layout).path("graphs/forecast.onnx").read_bytes() for layout in ("history", "derivatives")]
-    assert texts[0] == texts[1]
+def test_both_layouts_share_what_is_not_full(bundles: Any, name: str) -> None:
+    history, derivatives = bundles(name), bundles(name, "derivatives")
+    for kind in ("prepare", "forecast"):
+        texts = [bundle.path(f"graphs/{kind}.onnx").read_bytes() for bundle in (history, derivatives)]
+        assert texts[0] == texts[1], kind
 
 
 def test_the_derivatives_follow_the_recurrence(bundles: Any, run_graph: Any, request_inputs: Any) -> None:
@@ -157,26 +198,23 @@ def test_the_derivatives_follow_the_recurrence(bundles: Any, run_graph: Any, req
             np.testing.assert_allclose(found[f"next.{feature.name}.{index}"], wanted, rtol=0, atol=1e-4)
 
 
-def test_the_derivatives_layout_at_order_0_needs_no_previous(whole_model: Any) -> None:
-    model = whole_model("dit-tiny")
-    features = find_features(model.graph, FAMILIES["dit"].features)
-    stages = split_stages(model, features, order=0, layout="derivatives")
-    assert [str(value.name) for value in stages.full.graph.inputs] == ["hidden_states", "timestep", "class_labels"]
+def test_the_derivatives_layout_at_order_0_needs_no_previous(whole_model: Any, split: Split) -> None:
+    stages = split(whole_model("dit-tiny"), "dit-tiny", order=0, layout="derivatives")
+    tables = ["prepared.forecast.float32", "prepared.full.float32"]
+    assert [str(value.name) for value in stages.full.graph.inputs] == ["hidden_states", *tables]
     assert str(stages.full.graph.outputs[1].name).startswith("next.")
 
 
-def test_splitting_leaves_the_model_as_it_was(whole_model: Any) -> None:
+def test_splitting_leaves_the_model_as_it_was(whole_model: Any, split: Split) -> None:
     model = whole_model("dit-tiny")
     before = ir.to_proto(model).SerializeToString()
-    split_stages(model, find_features(model.graph, FAMILIES["dit"].features), order=1, layout="history")
+    split(model, "dit-tiny")
     assert ir.to_proto(model).SerializeToString() == before
 
 
-def test_a_block_that_no_feature_cuts_is_refused(whole_model: Any) -> None:
-    model = whole_model("dit-tiny")
-    features = find_features(model.graph, ["transformer_blocks.*.ff"])
+def test_a_block_that_no_feature_cuts_is_refused(whole_model: Any, split: Split) -> None:
     with pytest.raises(GraphError, match="still computes attention"):
-        split_stages(model, features, order=1, layout="history")
+        split(whole_model("dit-tiny"), "dit-tiny", ["transformer_blocks.*.ff"])
 
 
 def test_row_slices_of_features_are_static(bundles: Any) -> None:
@@ -191,9 +229,7 @@ def test_row_slices_of_features_are_static(bundles: Any) -> None:
         assert cut is not None and (cut.axis, (cut.start, cut.stop)) == (1, feature.rows)
 
 
-def test_a_product_of_a_block_that_no_feature_cuts_is_refused(whole_model: Any) -> None:
-    model = whole_model("flux-tiny")
+def test_a_product_of_a_block_that_no_feature_cuts_is_refused(whole_model: Any, split: Split) -> None:
     patterns = [name for name in FAMILIES["flux"].features if name != "transformer_blocks.*.ff"]
-    features = find_features(model.graph, patterns)
     with pytest.raises(GraphError, match=r"still computes a MatMul of 'transformer_blocks\.0'"):
-        split_stages(model, features, order=1, layout="history")
+        split(whole_model("flux-tiny"), "flux-tiny", patterns)

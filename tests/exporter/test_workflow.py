@@ -35,17 +35,17 @@ def test_the_manifest_says_what_was_built(bundles: Any, name: str) -> None:
     assert (manifest.layout, manifest.order, manifest.weights) == ("history", 2, "random")
     assert manifest.pipeline == model.pipeline and manifest.config == model.config
     assert CacheConfig.from_json(manifest.cache) == CacheConfig.from_preset(model.preset, order=2)
-    for kind in ("full", "forecast"):
-        graph = ir.load(bundles(name).path(manifest.graphs[kind].file)).graph
-        spec = manifest.graphs[kind]
+    assert list(manifest.graphs) == ["prepare", "full", "forecast", "update"]
+    for spec in manifest.graphs.values():
+        graph = ir.load(bundles(name).path(spec.file)).graph
         assert [value.name for value in graph.inputs] == [tensor.name for tensor in spec.inputs]
         assert [value.name for value in graph.outputs] == [tensor.name for tensor in spec.outputs]
 
 
 @pytest.mark.parametrize("name", TINY)
 def test_the_graphs_do_not_tell_where_they_were_made(bundles: Any, name: str) -> None:
-    for kind in ("full", "forecast"):
-        text = bundles(name).path(f"graphs/{kind}.onnx").read_bytes()
+    for spec in bundles(name).manifest.graphs.values():
+        text = bundles(name).path(spec.file).read_bytes()
         for secret in (b"site-packages", b".py", str(pathlib.Path.home()).encode() + b"/", b"stack_trace"):
             assert secret not in text
 
@@ -58,14 +58,15 @@ def test_weights_and_state_are_of_the_precision_and_the_rest_is_float32(tmp_path
     for kind, spec in bundle.manifest.graphs.items():
         graph = ir.load(bundle.path(spec.file)).graph
         for tensor, value in zip((*spec.inputs, *spec.outputs), (*graph.inputs, *graph.outputs), strict=True):
-            wanted = dtype if tensor.role in ("state", "feature") else "float32"
+            wanted = dtype if tensor.role in ("state", "feature", "prepared", "request") else "float32"
             assert tensor.dtype == ("int64" if tensor.name == "class_labels" else wanted), tensor
             assert value.dtype is not None and value.dtype.numpy().name == tensor.dtype
         weights = [v.const_value for v in graph.initializers.values() if re.search(r"\.(weight|bias)", str(v.name))]
-        assert {w.dtype.numpy().name for w in weights if w is not None} == {dtype}, kind
+        found = {weight.dtype.numpy().name for weight in weights if weight is not None}
+        assert found == (set() if kind == "update" else {dtype}), kind
     names = [spec.name for spec in bundle.manifest.graphs["forecast"].inputs]
     state = [f"state.{feature.name}.{slot}" for feature in bundle.manifest.features for slot in range(2)]
-    assert names == ["hidden_states", "timestep", "class_labels", "coefficients", *state]
+    assert names == ["hidden_states", f"prepared.forecast.{dtype}", "coefficients", *state]
     assert {feature.dtype for feature in bundle.manifest.features} == {dtype}
 
 
@@ -86,7 +87,7 @@ def test_another_process_exports_the_same_bytes(bundles: Any, tmp_path: pathlib.
     first = bundles("flux-tiny")
     environment = {"PYTHONHASHSEED": "12345", "PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, "-c", EXPORT_AGAIN, tmp_path / "again"], check=True, env=environment)
-    assert len(first.manifest.files) == 3
+    assert len(first.manifest.files) == 5
     for name in first.manifest.files:
         assert (tmp_path / "again" / name).read_bytes() == first.path(name).read_bytes(), name
 
@@ -154,17 +155,45 @@ def test_a_model_is_split_in_memory_too() -> None:
 
 
 def test_the_published_flux_at_its_published_size(tmp_path: pathlib.Path) -> None:
-    """FLUX.1-dev at 1024x1024 in bf16, without its 24 GB of weights: one slow export, seen three ways."""
+    """FLUX.1-dev at 1024x1024 in bf16, without its 24 GB of weights: one slow export, seen four ways."""
     model = load_model("flux")
     request = ExportRequest(
         model=model, sizes=model.sizes, precision="bf16", cache=CacheConfig.from_preset("flux"), graphs_only=True
     )
     bundle = exported(tmp_path / "flux", request)
     assert bundle.manifest.weights == "none"
-    assert set(bundle.manifest.files) == {"graphs/full.onnx", "graphs/forecast.onnx"}
+    assert set(bundle.manifest.files) == {f"graphs/{kind}.onnx" for kind in ("prepare", "full", "forecast", "update")}
     remembers_76_features_in_3_83_gigabytes(bundle)
-    forecasts_with_a_small_graph_and_gates_only(bundle.path("graphs/forecast.onnx"))
-    refers_to_each_of_12_billion_parameters_once(bundle.path("graphs/full.onnx"))
+    forecasts_without_a_weight_of_a_block(bundle.path("graphs/forecast.onnx"))
+    refers_to_each_of_12_billion_parameters_once(bundle)
+    prepares_what_6_4_gigabytes_of_modulations_make(bundle)
+
+
+def test_the_published_dit_forecasts_with_little(tmp_path: pathlib.Path) -> None:
+    """DiT-XL/2 at 256x256 in bf16: its modulations are a third of its weights, and a forecast has none of them."""
+    model = load_model("dit")
+    request = ExportRequest(
+        model=model, sizes=model.sizes, precision="bf16", cache=CacheConfig.from_preset("dit"), graphs_only=True
+    )
+    bundle = exported(tmp_path / "dit", request)
+    assert len(bundle.manifest.features) == 56
+    assert 0 < weight_bytes(bundle.path("graphs/forecast.onnx")) <= 1_500_000
+    for kind in ("full", "forecast"):
+        names = weights(bundle.path(f"graphs/{kind}.onnx"))
+        assert not [name for name in names if "norm1.emb" in name or "norm1.linear" in name or "proj_out_1" in name]
+    modulations = [name for name in weights(bundle.path("graphs/prepare.onnx")) if "norm1.linear.weight" in name]
+    assert len(modulations) == 28
+
+
+def weights(path: pathlib.Path) -> dict[str, ir.ExternalTensor]:
+    values = ir.load(path).graph.initializers.items()
+    return {name: value.const_value for name, value in values if isinstance(value.const_value, ir.ExternalTensor)}
+
+
+def weight_bytes(path: pathlib.Path) -> int:
+    """Bytes of all initializers, those of the graph's own file too."""
+    tensors = [value.const_value for value in ir.load(path).graph.initializers.values()]
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
 def remembers_76_features_in_3_83_gigabytes(bundle: Bundle) -> None:
@@ -176,25 +205,35 @@ def remembers_76_features_in_3_83_gigabytes(bundle: Bundle) -> None:
     assert len(state) == 2 * 76 and total == pytest.approx(3.83e9, rel=0.01)
 
 
-def forecasts_with_a_small_graph_and_gates_only(path: pathlib.Path) -> None:
+def forecasts_without_a_weight_of_a_block(path: pathlib.Path) -> None:
     assert path.stat().st_size < 1_000_000
-    model = ir.load(path)
-    gates = {}
-    for name, value in model.graph.initializers.items():
-        if isinstance(value.const_value, ir.ExternalTensor) and "transformer_blocks." in name:
-            rows = re.search(r"norm1?\.linear\.(weight|bias)\[(\d+):(\d+)\]$", name)
-            assert rows is not None, name
-            assert (int(rows[2]), int(rows[3])) in ((2 * 3072, 3 * 3072), (5 * 3072, 6 * 3072))
-            gates[name] = value.const_value.nbytes
-    assert len(gates) == 2 * 76
-    # 76 gates of 3072 x 3072 in bf16: 1.4 GB of the 6.4 GB of modulation weights
-    assert sum(gates.values()) == 76 * (3072 * 3072 + 3072) * 2
-    assert "Softmax" not in {node.op_type for node in model.graph}
+    names = {name.rpartition(".")[0] for name in weights(path)}
+    assert names == {"x_embedder", "proj_out"}
+    assert 0 < weight_bytes(path) <= 2_000_000
+    assert "Softmax" not in {node.op_type for node in ir.load(path).graph}
 
 
-def refers_to_each_of_12_billion_parameters_once(path: pathlib.Path) -> None:
-    initializers = ir.load(path).graph.initializers.values()
-    tensors = [value.const_value for value in initializers if isinstance(value.const_value, ir.ExternalTensor)]
+def refers_to_each_of_12_billion_parameters_once(bundle: Bundle) -> None:
+    prepare, full = (weights(bundle.path(f"graphs/{kind}.onnx")) for kind in ("prepare", "full"))
+    assert prepare.keys().isdisjoint(full)
+    tensors = [*prepare.values(), *full.values()]
     assert sum(int(np.prod(list(tensor.shape))) for tensor in tensors) == pytest.approx(11.9e9, rel=0.01)
     extents = sorted((tensor.offset or 0, (tensor.offset or 0) + int(tensor.length or 0)) for tensor in tensors)
     assert all(before[1] <= after[0] for before, after in itertools.pairwise(extents))
+
+
+def prepares_what_6_4_gigabytes_of_modulations_make(bundle: Bundle) -> None:
+    modulation = re.compile(r".*norm1\.linear.*|.*norm1_context\.linear.*|.*norm\.linear.*|norm_out\.linear.*")
+    embedders = re.compile(r".*time_text_embed.*|.*context_embedder.*")
+    for kind in ("full", "forecast"):
+        names = weights(bundle.path(f"graphs/{kind}.onnx"))
+        assert not [name for name in names if modulation.fullmatch(name) or embedders.fullmatch(name)], kind
+    prepare = weights(bundle.path("graphs/prepare.onnx"))
+    assert all(modulation.fullmatch(name) or embedders.fullmatch(name) for name in prepare)
+    found = sum(tensor.nbytes for name, tensor in prepare.items() if modulation.fullmatch(name))
+    # 6 modulations of each stream of a double block, 3 of a single block, 2 of the final layer.
+    assert found == 2 * (19 * 2 * 6 + 38 * 3 + 2) * (3072 * 3072 + 3072)
+    assert found == pytest.approx(6.4e9, rel=0.02)
+    # What a step reads instead: a gate for each live feature; shift and scale of the final layer.
+    tables = {spec.name: spec.shape for spec in bundle.manifest.graphs["prepare"].outputs if spec.role == "prepared"}
+    assert tables["prepared.forecast.bfloat16"] == ("step_batch", (76 + 2) * 3072)

@@ -90,9 +90,9 @@ def test_conditions_come_back_by_name(manifest: Manifest, memory: MemoryPlan) ->
 
 
 def test_a_model_without_conditions_takes_none(manifest: Manifest, memory: MemoryPlan) -> None:
-    full = manifest.graphs["full"]
-    plain = dataclasses.replace(full, inputs=tuple(spec for spec in full.inputs if spec.role != "condition"))
-    free = dataclasses.replace(manifest, graphs={**manifest.graphs, "full": plain})
+    prepare = manifest.graphs["prepare"]
+    plain = dataclasses.replace(prepare, inputs=tuple(spec for spec in prepare.inputs if spec.role != "condition"))
+    free = dataclasses.replace(manifest, graphs={**manifest.graphs, "prepare": plain})
     assert checked_conditions(free, memory, {}) == {}
     with pytest.raises(ShapeError, match="The model has no input 'class_labels'; it takes no conditions"):
         checked_conditions(free, memory, {"class_labels": np.array([1, 10])})

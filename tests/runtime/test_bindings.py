@@ -8,11 +8,12 @@ import pytest
 from taylorseer.bundle import Bundle
 from taylorseer.manifest import GraphSpec, Manifest, TensorSpec
 from taylorseer.runtime.bindings import bind, prove_disjoint
-from taylorseer.runtime.memory import MemoryPlan, PlannedTensor, plan_memory
+from taylorseer.runtime.memory import PREPARE, MemoryPlan, PlannedTensor, plan_memory
 from taylorseer.runtime.step_plan import state_variants
 
 MODELS = ["flux-tiny", "dit-tiny", "hunyuan-video-tiny"]
-CONDITIONS = {"encoder_hidden_states", "pooled_projections"}
+
+TABLES = ("prepared.forecast.float32", "prepared.full.float32")
 
 
 @pytest.fixture(scope="module")
@@ -29,27 +30,51 @@ def same(*names: str) -> dict[str, str]:
     return {name: name for name in names}
 
 
-STEP = same("timestep", "guidance", "prediction", *CONDITIONS)
-"""What both models' graphs of flux-tiny bind to the tensor of the same name."""
+@pytest.fixture(scope="module")
+def once(history: Manifest) -> str:
+    """The text that flux-tiny embeds once a request."""
+    (name,) = (spec.name for spec in history.graphs["prepare"].outputs if spec.role == "request")
+    return name
+
+
+@pytest.fixture(scope="module")
+def step(once: str) -> dict[str, str]:
+    """What both models' graphs of flux-tiny bind to the tensor of the same name."""
+    return same("prediction", *TABLES, once)
+
+
+@pytest.mark.parametrize("turn", [0, 1])
+def test_prepare_works_on_tensors_of_its_own_and_makes_what_the_request_keeps(
+    history: Manifest, once: str, turn: int
+) -> None:
+    inputs = ("timestep", "guidance", "pooled_projections", "encoder_hidden_states")
+    assert bind(history, "prepare", variant=turn, turn=turn) == {
+        **{name: f"{PREPARE}{name}" for name in (*inputs, *TABLES)},
+        once: once,
+    }
 
 
 @pytest.mark.parametrize("turn", [0, 1])
 @pytest.mark.parametrize("slot", [0, 1, 2])
-def test_a_full_step_of_history_writes_one_slot_and_reads_none(history: Manifest, slot: int, turn: int) -> None:
+def test_a_full_step_of_history_writes_one_slot_and_reads_none(
+    history: Manifest, step: dict[str, str], slot: int, turn: int
+) -> None:
     features = {f"feature.{f.name}": f"state.{f.name}.{slot}" for f in history.features}
-    assert bind(history, "full", variant=slot, turn=turn) == STEP | {"hidden_states": f"latent.{turn}"} | features
+    assert bind(history, "full", variant=slot, turn=turn) == step | {"hidden_states": f"latent.{turn}"} | features
 
 
 @pytest.mark.parametrize("turn", [0, 1])
-def test_a_forecast_of_history_reads_every_slot(history: Manifest, turn: int) -> None:
+def test_a_forecast_of_history_reads_every_slot(history: Manifest, step: dict[str, str], turn: int) -> None:
     state = same("coefficients", *(f"state.{f.name}.{slot}" for f in history.features for slot in range(3)))
-    expected = used(history, "forecast", STEP | state | {"hidden_states": f"latent.{turn}"})
+    expected = used(history, "forecast", step | state | {"hidden_states": f"latent.{turn}"})
     assert bind(history, "forecast", variant=0, turn=turn) == expected
     assert state.keys() <= expected.keys()
 
 
 @pytest.mark.parametrize("written", [0, 1])
-def test_a_full_step_of_derivatives_reads_one_set_and_writes_the_other(derivatives: Manifest, written: int) -> None:
+def test_a_full_step_of_derivatives_reads_one_set_and_writes_the_other(
+    derivatives: Manifest, step: dict[str, str], written: int
+) -> None:
     binding = bind(derivatives, "full", variant=written, turn=0)
     graph = derivatives.graphs["full"]
     read = {binding[spec.name] for spec in graph.inputs if spec.role == "previous"}
@@ -58,21 +83,23 @@ def test_a_full_step_of_derivatives_reads_one_set_and_writes_the_other(derivativ
     # The highest derivative is made of those below it: its former value is not looked at.
     assert read == {f"state.{name}.{index}.{1 - written}" for name in names for index in range(2)}
     assert made == {f"state.{name}.{index}.{written}" for name in names for index in range(3)}
-    plain = {"difference_scales", *STEP}
+    plain = {"difference_scales", *step}
     assert {name: binding[name] for name in binding if name in plain} == same(*plain & binding.keys())
 
 
 @pytest.mark.parametrize("current", [0, 1])
-def test_a_forecast_of_derivatives_reads_the_set_that_is_current(derivatives: Manifest, current: int) -> None:
+def test_a_forecast_of_derivatives_reads_the_set_that_is_current(
+    derivatives: Manifest, step: dict[str, str], current: int
+) -> None:
     binding = bind(derivatives, "forecast", variant=current, turn=1)
     names = [f.name for f in derivatives.features]
     state = {f"state.{name}.{index}": f"state.{name}.{index}.{current}" for name in names for index in range(3)}
-    expected = used(derivatives, "forecast", STEP | state | same("coefficients") | {"hidden_states": "latent.1"})
+    expected = used(derivatives, "forecast", step | state | same("coefficients") | {"hidden_states": "latent.1"})
     assert binding == expected and state.keys() <= binding.keys()
 
 
 def used(manifest: Manifest, kind: str, binding: dict[str, str]) -> dict[str, str]:
-    """Leave out what this graph does not take: a forecast looks at few of the conditions."""
+    """Leave out what this graph does not take: a forecast reads one of the tables."""
     graph = manifest.graphs[kind]
     names = {spec.name for spec in (*graph.inputs, *graph.outputs)}
     return {name: tensor for name, tensor in binding.items() if name in names}
@@ -93,6 +120,7 @@ def test_every_binding_of_a_session_fits_and_is_disjoint(
     bundles: Callable[..., Bundle], name: str, layout: str
 ) -> None:
     manifest = bundles(name, layout).manifest
+    manifest = dataclasses.replace(manifest, prepare_rows=64)  # the steps of 32 at once
     plan, written = plan_memory(manifest, rows=2, steps=50), set()
     for kind, graph in manifest.graphs.items():
         for variant in range(state_variants(manifest.layout, manifest.order + 1)):
@@ -103,8 +131,10 @@ def test_every_binding_of_a_session_fits_and_is_disjoint(
                 for spec in (*graph.inputs, *graph.outputs):
                     tensor = plan.tensors[binding[spec.name]]
                     assert tensor.dtype == spec.dtype
-                    assert tensor.shape == tuple(2 if size == "batch" else size for size in spec.shape)
-    given = {tensor.name for tensor in plan.tensors.values() if tensor.use in ("condition", "step")}
+                    rows = {"batch": 2, "step_batch": 2 * 32}
+                    assert tensor.shape == tuple(rows[n] if isinstance(n, str) else n for n in spec.shape)
+    given = {f"{PREPARE}{spec.name}" for spec in manifest.graphs["prepare"].inputs}
+    given |= {tensor.name for tensor in plan.tensors.values() if tensor.use == "step"}
     assert written == plan.tensors.keys() - given  # nothing is reserved that no call fills
 
 
@@ -134,7 +164,14 @@ def placed(**offsets: int) -> MemoryPlan:
         for spec in (*GRAPH.inputs, *GRAPH.outputs)
     }
     return MemoryPlan(
-        tensors=tensors, steps=1, row_bytes=0, row_offset=0, table_offset=900, scratch_offset=900, scratch_bytes=0
+        tensors=tensors,
+        steps=1,
+        row_bytes=0,
+        forecast_row_bytes=0,
+        row_offset=0,
+        table_offset=900,
+        scratch_offset=900,
+        scratch_bytes=0,
     )
 
 

@@ -85,7 +85,11 @@ def test_it_is_ready_when_it_is_given(device: NullDevice, source: int) -> None:
 def test_the_cuda_array_interface_is_read_back(device: NullDevice, source: int) -> None:
     tensor = tensor_of(device, source)
     interface = tensor.__cuda_array_interface__
-    array = as_array(tensor)
+
+    class WithoutDlpack:
+        __cuda_array_interface__, owner = interface, tensor
+
+    array = as_array(WithoutDlpack())
     assert isinstance(array, DeviceArray)
     assert array == DeviceArray(interface["data"][0], VALUES.shape, VALUES.dtype, None, None)
     assert array.address != source and interface["version"] == 3

@@ -8,7 +8,7 @@ import pytest
 from taylorseer.runtime.engine_timing import inspector_text, layer_reports, time_engine
 from taylorseer.runtime.session import Session
 
-KINDS = ("full", "forecast", "update")
+KINDS = ("prepare", "full", "forecast", "update")
 
 
 class CountedCall:
@@ -27,10 +27,12 @@ def test_an_engine_is_timed_run_by_run(load: Any, denoise_arguments: Any, kind: 
         engine, asked = time_engine(session, kind, 7)
     assert engine.shape == asked.shape == (7,)
     # ONNX Runtime returns when it is done: from mark to mark there is all of a run, and the mark.
-    assert (asked > 0).all() and (engine >= asked).all()
+    assert (asked > 0).all() and (engine >= asked).all(), "whatever the number of runs between two marks"
 
 
-def test_a_few_runs_before_are_not_timed(load: Any, denoise_arguments: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_runs_are_timed_together_and_a_few_before_are_not(
+    load: Any, denoise_arguments: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with load("dit-tiny").session() as session:
         session.denoise(**denoise_arguments(session))
         runs: list[str] = []
@@ -39,7 +41,7 @@ def test_a_few_runs_before_are_not_timed(load: Any, denoise_arguments: Any, monk
             session.model.engines["forecast"], "bind", lambda tensors: CountedCall(true(tensors), runs, "forecast")
         )
         time_engine(session, "forecast", 5)
-    assert len(runs) == 5 + 3
+    assert len(runs) % 5 == 3 and 5 + 3 <= len(runs) <= 5 * 50 + 3
 
 
 def test_the_session_serves_as_before(load: Any, denoise_arguments: Any) -> None:

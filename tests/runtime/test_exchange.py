@@ -162,17 +162,17 @@ def test_strides_with_gaps_or_another_order_are_refused(shape: tuple[int, ...], 
         as_array(Interface(shape=shape, strides=strides))
 
 
-def test_the_interface_goes_before_dlpack() -> None:
-    """It does not make the producer wait."""
+def test_dlpack_goes_before_the_interface() -> None:
+    """Its producer orders the stream that it is asked for, where the interface of torch names none."""
 
     class Both(Interface, Producer):
         def __init__(self) -> None:
             Interface.__init__(self, stream=7)
-            Producer.__init__(self, None)
+            Producer.__init__(self, dlpack_capsule(device_array((2, 3), "float32"), 0))
 
     value = Both()
     array = as_array(value)
-    assert isinstance(array, DeviceArray) and array.stream == 7 and value.asked == []
+    assert isinstance(array, DeviceArray) and array.stream == 1 and value.asked == [1]
 
 
 # DLPack, in
@@ -184,7 +184,7 @@ def test_the_interface_goes_before_dlpack() -> None:
 def test_a_capsule_is_read_back(shape: tuple[int, ...], dtype: str) -> None:
     value = Producer(dlpack_capsule(device_array(shape, dtype), 0))
     array = as_array(value)
-    assert array == DeviceArray(ADDRESS, shape, np.dtype(dtype), 1, None)
+    assert array == DeviceArray(ADDRESS, shape, np.dtype(dtype), 1, None, 0)
     assert value.asked == [1]  # the producer makes the legacy default stream wait, and that is the stream of the array
     assert capsule_name(value.capsule) == UNUSED  # not taken over: its producer frees it with the capsule
 

@@ -1,5 +1,6 @@
 """From prompts to pictures: what each model takes, what comes out, and that a seed is a picture."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -8,9 +9,11 @@ import pytest
 
 from taylorseer.bundle import Bundle
 from taylorseer.config import CacheConfig
-from taylorseer.errors import BackendError, InputError, NonFiniteError, PromptError, ShapeError
+from taylorseer.errors import BackendError, InputError, MemoryPlanError, NonFiniteError, PromptError, ShapeError
+from taylorseer.runtime.backend import Memory
 from taylorseer.runtime.generation import Generator, random_conditions, sampler_for
 from taylorseer.runtime.latents import initial_noise, to_pixels, unpack
+from taylorseer.runtime.memory import MemoryPlan
 from taylorseer.runtime.words import WordTable
 
 SHORT = CacheConfig(steps=10, interval=3, order=1, warmup_steps=2)
@@ -58,6 +61,18 @@ def test_prompts_guidance_and_forecasts_make_a_difference(generator: Callable[[s
         emoji.generate("red heart", seed=0, cache=SHORT, every_step_full=True),
     ):
         assert not np.array_equal(change.latent, base)
+
+
+def test_a_request_of_more_steps_gets_a_larger_session(bundles: Callable[..., Bundle]) -> None:
+    generator = Generator(bundles("dit-tiny"), threads=1)
+    before, long = generator.session, dataclasses.replace(SHORT, steps=60)
+    assert before.memory_plan.steps == 50
+    first = generator.generate("7", seed=0, cache=long).latent
+    assert generator.session is not before and generator.session.memory_plan.steps == 60
+    kept = generator.session
+    np.testing.assert_array_equal(generator.generate("7", seed=0, cache=long).latent, first)
+    generator.generate("7", seed=0, cache=SHORT)
+    assert generator.session is kept
 
 
 def test_the_bundles_own_schedule_and_guidance_are_the_default(generator: Callable[[str], Generator]) -> None:
@@ -140,7 +155,7 @@ def test_a_clip_has_its_frames_first(generator: Callable[[str], Generator]) -> N
 def test_random_conditions_are_seeded_and_fit(generator: Callable[[str], Generator]) -> None:
     for name in ("flux-tiny", "dit-tiny", "hunyuan-video-tiny"):
         manifest = generator(name).manifest
-        specs = {spec.name: spec.dtype for spec in manifest.graphs["full"].inputs if spec.role == "condition"}
+        specs = {name: spec.dtype for name, spec in manifest.conditions.items()}
         made, again = random_conditions(manifest, 5), random_conditions(manifest, 5)
         assert {key: str(value.dtype) for key, value in made.items()} == specs
         assert all(np.array_equal(made[key], again[key]) for key in made)
@@ -152,3 +167,28 @@ def test_the_noise_is_the_seeds_and_the_sampler_the_models(generator: Callable[[
     session = generator("flux-tiny").session
     assert sampler_for(session, 7).steps == 7
     assert initial_noise(session.latent_shape, 1).shape == (1, 48, 12)
+
+
+def test_a_longer_request_gets_a_larger_session(bundles: Callable[..., Bundle]) -> None:
+    with Generator(bundles("flux-emoji"), threads=1) as emoji:
+        longer = dataclasses.replace(SHORT, steps=60)
+        assert emoji.session.memory_plan.steps < 60
+        assert len(emoji.generate("pizza", seed=1, cache=longer).result.full_steps) == 60
+        assert emoji.session.memory_plan.steps == 60
+
+
+def test_a_request_that_does_not_fit_leaves_the_generator_as_it_was(
+    bundles: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Generator(bundles("flux-emoji"), threads=1) as emoji:
+        expected = emoji.generate("pizza", seed=1, cache=SHORT).latent
+        reserve = emoji.session.model.backend.reserve
+
+        def full(plan: MemoryPlan) -> Memory:
+            plan.require_fits(0 if plan.steps > 50 else plan.total_bytes)
+            return reserve(plan)
+
+        monkeypatch.setattr(emoji.session.model.backend, "reserve", full)
+        with pytest.raises(MemoryPlanError, match="The session needs"):
+            emoji.generate("pizza", seed=1, cache=dataclasses.replace(SHORT, steps=60))
+        np.testing.assert_array_equal(emoji.generate("pizza", seed=1, cache=SHORT).latent, expected)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from taylorseer.bundle import Bundle
 from taylorseer.errors import MemoryPlanError
 from taylorseer.manifest import FeatureSpec, GraphSpec, Manifest, TensorSpec
-from taylorseer.runtime.memory import ALIGNMENT, MemoryPlan, plan_memory
+from taylorseer.runtime.memory import ALIGNMENT, PREPARE, MemoryPlan, plan_memory
 from taylorseer.state_size import state_bytes_of_bundle
 
 MODELS = ["flux-tiny", "dit-tiny", "hunyuan-video-tiny"]
@@ -27,24 +27,40 @@ def tensor(name: str, role: Any, shape: tuple[int | str, ...], dtype: str = "flo
 
 @st.composite
 def graphs(draw: st.DrawFn) -> dict[str, GraphSpec]:
-    """A full and an update graph: latent and prediction of any shape, up to three conditions, perhaps a clip."""
+    """Four graphs: latent, prediction and prepared values of any shape, up to three conditions, perhaps a clip."""
     latent, prediction = draw(shapes), tensor("prediction", "prediction", draw(shapes))
     conditions = [
-        tensor(f"condition.{number}", "condition", draw(shapes), draw(st.sampled_from(["float32", "int64"])))
+        tensor(
+            f"condition.{number}",
+            "condition",
+            (draw(st.sampled_from(["batch", "step_batch"])), *draw(shapes)[1:]),
+            draw(st.sampled_from(["float32", "int64"])),
+        )
         for number in range(draw(st.integers(0, 3)))
     ]
-    step = [tensor("timestep", "timestep", ("batch",)), tensor("coefficients", "coefficients", (draw(sizes),))]
+    coefficients = tensor("coefficients", "coefficients", (draw(sizes),))
+    widths = {kind: draw(sizes) for kind in ("forecast", "full")}
+    made, read = (
+        {kind: tensor(f"prepared.{kind}", "prepared", (rows, width), "bfloat16") for kind, width in widths.items()}
+        for rows in ("step_batch", "batch")
+    )
+    once = [tensor(f"request.{number}", "request", draw(shapes)) for number in range(draw(st.integers(0, 2)))]
     clip = draw(st.sampled_from([(), (tensor("clip", "clip", (1,)),)]))
     numbers = tensor("update_numbers", "update_numbers", (7,))
-    full = GraphSpec(
-        file="", inputs=(tensor("hidden_states", "latent", latent), *step, *conditions), outputs=(prediction,)
+    prepare = GraphSpec(
+        file="",
+        inputs=(tensor("timestep", "timestep", ("step_batch",)), *conditions),
+        outputs=(*made.values(), *once),
     )
+    hidden = tensor("hidden_states", "latent", latent)
+    full = GraphSpec(file="", inputs=(hidden, *read.values(), *once), outputs=(prediction,))
+    forecast = GraphSpec(file="", inputs=(hidden, read["forecast"], coefficients), outputs=(prediction,))
     update = GraphSpec(
         file="",
         inputs=(tensor("latent", "latent", latent), prediction, numbers, *clip),
         outputs=(tensor("next_latent", "next_latent", latent), tensor("probe", "probe", (1,))),
     )
-    return {"full": full, "update": update}
+    return {"prepare": prepare, "full": full, "forecast": forecast, "update": update}
 
 
 @st.composite
@@ -68,6 +84,7 @@ def require_sound(plan: MemoryPlan) -> None:
     for planned in plan.tensors.values():
         inside = planned.offset in row and planned.offset + planned.nbytes - 1 in row
         assert inside == (planned.use == "step"), planned
+    assert 0 <= plan.forecast_row_bytes <= plan.row_bytes and plan.forecast_row_bytes % ALIGNMENT == 0
     parts = plan.bytes_by_use()
     assert sum(parts.values()) == plan.total_bytes
     assert 0 <= parts["padding"] < ALIGNMENT * len(plan.tensors)
@@ -94,6 +111,12 @@ def test_every_plan_is_sound(flux: Manifest, rows: int, steps: int, scratch: int
     plan = plan_memory(manifest, rows=rows, steps=steps, scratch_bytes=scratch)
     require_sound(plan)
     assert plan.steps == steps and 0 <= plan.scratch_bytes - scratch < ALIGNMENT
+    read = {spec.name for kind in ("forecast", "update") for spec in manifest.graphs[kind].inputs}
+    for tensor in plan.tensors.values():
+        if tensor.use == "step":  # what a forecast reads is the beginning of a row
+            assert (tensor.offset < plan.forecast_row_bytes) == (tensor.name in read), tensor
+    chunk = min(manifest.prepare_rows // rows, steps) * rows
+    assert plan.tensors[f"{PREPARE}timestep"].shape == (chunk,)
     assert plan.bytes_by_use()["state"] == state_bytes_of_bundle(manifest, batch=rows)[layout]
     assert plan.bytes_by_use()["scratch"] == plan.scratch_bytes == plan.total_bytes - plan.scratch_offset
 
@@ -107,15 +130,22 @@ def test_every_tensor_of_a_bundle_is_there_once(bundles: Callable[..., Bundle], 
     suffixes = [""] if layout == "history" else [".0", ".1"]
     state = {f"state.{f.name}.{i}{suffix}" for f in manifest.features for i in range(3) for suffix in suffixes}
     full = {spec.name: spec for spec in manifest.graphs["full"].inputs}
-    conditions = {spec.name for spec in full.values() if spec.role == "condition"}
-    step = {"coefficients", "update_numbers", "timestep"} | {"guidance", "difference_scales"} & full.keys()
+    prepare = manifest.graphs["prepare"]
+    made = {spec.name for spec in prepare.outputs if spec.role == "prepared"}
+    once = {spec.name for spec in prepare.outputs if spec.role == "request"}
+    step = {"coefficients", "update_numbers"} | made | {"difference_scales"} & full.keys()
     expected = {"state": state, "latent": {"latent.0", "latent.1"}, "prediction": {"prediction"}}
-    expected |= {"condition": conditions, "step": step, "probe": {"probe"}}
+    own = {f"{PREPARE}{name}" for name in (*made, *(spec.name for spec in prepare.inputs))}
+    expected |= {"request": once, "step": step, "probe": {"probe"}, "prepare": own}
     assert {use: {t.name for t in plan.tensors.values() if t.use == use} for use in expected} == expected
     assert len(plan.tensors) == sum(map(len, expected.values()))
     latent = next(spec for spec in full.values() if spec.role == "latent")
     assert plan.tensors["latent.0"].shape == plan.tensors["latent.1"].shape == (4, *latent.shape[1:])
-    assert plan.tensors["timestep"].shape == (4,)
+    assert plan.tensors[f"{PREPARE}timestep"].shape == (4 * (64 // 4),)  # the steps of one run of prepare
+    for name in made:
+        width = next(spec.shape[1] for spec in prepare.outputs if spec.name == name)
+        assert plan.tensors[name].shape == (4, width)
+        assert plan.tensors[f"{PREPARE}{name}"].shape == (64, width)
 
 
 @pytest.mark.parametrize("layout", ["history", "derivatives"])
@@ -127,10 +157,11 @@ def test_state_bytes_are_those_of_the_layout(bundles: Callable[..., Bundle], lay
 
 
 def test_only_steps_scratch_and_rows_make_a_session_larger(flux: Manifest) -> None:
-    small = plan_memory(flux, rows=1, steps=1)
-    assert plan_memory(flux, rows=1, steps=11).total_bytes == small.total_bytes + 10 * small.row_bytes
-    assert plan_memory(flux, rows=1, steps=1, scratch_bytes=1).total_bytes == small.total_bytes + ALIGNMENT
-    double = plan_memory(flux, rows=2, steps=1)
+    small = plan_memory(flux, rows=1, steps=64)  # more steps than this prepare does not take at once
+    assert plan_memory(flux, rows=1, steps=74).total_bytes == small.total_bytes + 10 * small.row_bytes
+    assert plan_memory(flux, rows=1, steps=64, scratch_bytes=1).total_bytes == small.total_bytes + ALIGNMENT
+    double = plan_memory(flux, rows=2, steps=64)
+    assert double.bytes_by_use()["prepare"] < 1.1 * small.bytes_by_use()["prepare"]  # half the steps at once
     assert double.bytes_by_use()["state"] == 2 * small.bytes_by_use()["state"]
     assert double.bytes_by_use()["latent"] == 2 * small.bytes_by_use()["latent"]
 

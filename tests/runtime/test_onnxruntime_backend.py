@@ -81,10 +81,10 @@ def test_a_session_that_the_machine_cannot_hold_is_refused(bundles: Callable[...
 def test_a_value_that_the_graph_cannot_take_is_a_backend_error(bundles: Callable[..., Bundle]) -> None:
     bundle = bundles("dit-tiny")
     backend = OnnxRuntimeBackend(bundle, threads=1)
-    tensors = buffers(backend, bundle, "full")
+    tensors = buffers(backend, bundle, "prepare")
     tensors["class_labels"].host[...] = 5000
     with pytest.raises(BackendError, match=r"ONNX Runtime stopped: .*check the values of the condition inputs"):
-        backend.load("full").bind(tensors).run()
+        backend.load("prepare").bind(tensors).run()
 
 
 def test_a_broken_graph_is_named(

@@ -78,6 +78,7 @@ def test_bfloat16_is_held_as_its_bits() -> None:
         tensors={"a": planned},
         steps=1,
         row_bytes=0,
+        forecast_row_bytes=0,
         row_offset=0,
         table_offset=256,
         scratch_offset=256,
@@ -134,6 +135,23 @@ def test_the_first_rows_are_read_and_exported(make: MakeBuffer) -> None:
     np.testing.assert_array_equal(buffer.read(), values)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        array_buffer,
+        pytest.param(device_buffer, marks=pytest.mark.xfail(strict=True, reason="an OrtValue is read whole")),
+    ],
+)
+def test_the_first_rows_are_a_buffer_on_the_same_memory(make: MakeBuffer) -> None:
+    """As prepare's tables need them for the last chunk, which may have steps to spare."""
+    buffer = make((4, 3), "float32")
+    part = buffer.first(2)
+    for values in (np.arange(12, dtype=np.float32).reshape(4, 3), np.ones((4, 3), np.float32)):
+        buffer.write(values)
+        assert (part.shape, part.nbytes, part.address) == ((2, 3), 24, buffer.address)
+        np.testing.assert_array_equal(part.read(), values[:2])
+
+
 def test_what_was_read_or_exported_is_a_copy() -> None:
     buffer = array_buffer((4, 3))
     buffer.write(np.ones((4, 3)))
@@ -152,11 +170,11 @@ def step_names(plan: MemoryPlan) -> list[str]:
 def test_step_inputs_hold_the_selected_step(plan: MemoryPlan) -> None:
     memory, random = host_memory(plan), np.random.default_rng(0)
     table = {name: random.standard_normal((3, *plan.tensors[name].shape), np.float32) for name in step_names(plan)}
-    assert table.keys() == {"timestep", "coefficients", "update_numbers"}
+    assert table.keys() == {"prepared.forecast.float32", "prepared.full.float32", "coefficients", "update_numbers"}
     inputs, addresses = memory.step_inputs(), {name: memory[name].address for name in plan.tensors}
     inputs.load(table)
     for step in (0, 1, 2, 1):
-        inputs.select(step)
+        inputs.select(step, full=True)
         for name, values in table.items():
             np.testing.assert_array_equal(memory[name].read(), values[step])
     assert addresses == {name: memory[name].address for name in plan.tensors}
@@ -168,8 +186,31 @@ def test_another_table_replaces_the_first(plan: MemoryPlan) -> None:
     inputs = memory.step_inputs()
     for value in (1, 2):
         inputs.load({name: np.full((3, *plan.tensors[name].shape), value, np.float32) for name in step_names(plan)})
-        inputs.select(2)
+        inputs.select(2, full=True)
         assert all((memory[name].read() == value).all() for name in step_names(plan))
+
+
+def test_a_forecast_gets_what_it_reads_alone(plan: MemoryPlan) -> None:
+    memory = host_memory(plan)
+    inputs = memory.step_inputs()
+    names = step_names(plan)
+    inputs.load({name: np.arange(3).reshape(3, *[1] * len(plan.tensors[name].shape)) for name in names})
+    inputs.select(1, full=True)
+    inputs.select(2, full=False)
+    assert {name for name in names if (memory[name].read() == 2).all()} == {*names} - {"prepared.full.float32"}
+    assert (memory["prepared.full.float32"].read() == 1).all()
+
+
+def test_rows_that_prepare_made_are_kept_from_their_step_on(plan: MemoryPlan) -> None:
+    memory, name = host_memory(plan), "prepared.full.float32"
+    inputs, shape = memory.step_inputs(), plan.tensors[name].shape
+    made = np.arange(2 * np.prod(shape), dtype=np.float32).reshape(2 * shape[0], *shape[1:])
+    inputs.store(name, 1, ArrayBuffer(made))
+    made_by_step = made.reshape(2, *shape).copy()
+    made.fill(-1)  # the next chunk is made in the same place
+    for step, wanted in ((0, np.zeros(shape)), (1, made_by_step[0]), (2, made_by_step[1])):
+        inputs.select(step, full=True)
+        np.testing.assert_array_equal(memory[name].read(), wanted)
 
 
 def test_the_probe_reads_what_the_call_left(plan: MemoryPlan) -> None:

@@ -129,21 +129,25 @@ def test_every_step_full_is_a_loop_of_the_plain_graph(
 
 
 def plain_loop(bundle: Bundle, arguments: Arguments) -> NDArray[np.float32]:
-    """Denoise with ONNX Runtime alone: the full graph at every step, guidance written out."""
-    graph, pipeline, sampler = bundle.manifest.graphs["full"], bundle.manifest.pipeline, arguments["sampler"]
-    engine = onnxruntime.InferenceSession(bundle.path(graph.file), providers=["CPUExecutionProvider"])
-    rows = bundle.manifest.rows_per_image
+    """Denoise with ONNX Runtime alone: prepare and the full graph at every step, guidance written out."""
+    pipeline, sampler, rows = bundle.manifest.pipeline, arguments["sampler"], bundle.manifest.rows_per_image
+    graphs = {kind: bundle.manifest.graphs[kind] for kind in ("prepare", "full")}
+    prepare, engine = (
+        onnxruntime.InferenceSession(bundle.path(graph.file), providers=["CPUExecutionProvider"])
+        for graph in graphs.values()
+    )
+    made = [spec.name for spec in graphs["prepare"].outputs]
+    (hidden,) = (spec.name for spec in graphs["full"].inputs if spec.role == "latent")
     latent: NDArray[np.float32] = arguments["latent"].copy()
     for step, timestep in enumerate(sampler.timesteps):
         inputs = dict(arguments["conditions"])
-        for spec in graph.inputs:
-            if spec.role == "latent":
-                inputs[spec.name] = np.concatenate([latent] * rows)
-            elif spec.role == "timestep":
+        for spec in graphs["prepare"].inputs:
+            if spec.role == "timestep":
                 inputs[spec.name] = np.full(rows, timestep * pipeline.timestep_scale, np.float32)
             elif spec.role == "guidance":
                 inputs[spec.name] = np.full(rows, arguments["guidance"] * pipeline.guidance_factor, np.float32)
-        (prediction,) = engine.run(["prediction"], inputs)
+        prepared = dict(zip(made, prepare.run(made, inputs), strict=True))
+        (prediction,) = engine.run(["prediction"], {**prepared, hidden: np.concatenate([latent] * rows)})
         if rows == 2:
             conditional, unconditional = prediction[:1, : latent.shape[1]], prediction[1:, : latent.shape[1]]
             prediction = unconditional + np.float32(arguments["guidance"]) * (conditional - unconditional)
@@ -281,16 +285,19 @@ def test_all_memory_is_made_with_the_session(
     assert plan == session.memory_plan
     owned, bound = {memory[name].address for name in plan.tensors}, backend.bound
     assert len(owned) == len(plan.tensors)
-    runs = []
+    assert [call.kind for call in backend.calls] == ["prepare"], "it runs once before the first request"
+    backend.calls.clear()
+    runs, bounds = [], []
     for seed in range(2):
         result = session.denoise(**denoise_arguments(session, seed=seed))
         runs.append(backend.calls[:])
+        bounds.append(backend.bound)
         kinds = ["full" if full else "forecast" for full in result.full_steps]
         assert backend.sequences == [(kind, "update") for kind in kinds]
         backend.calls.clear()
         backend.sequences.clear()
-    assert len(backend.reserved) == 1 and backend.bound == bound
-    assert runs[0] == runs[1] and len(runs[0]) == 2 * 50
+    assert len(backend.reserved) == 1 and bounds == [bound] * 2
+    assert runs[0] == runs[1] and len(runs[0]) == 1 + 2 * 50
     assert all(set(call.addresses.values()) <= owned for call in runs[0])
     assert {memory[name].address for name in plan.tensors} == owned
 
@@ -302,9 +309,10 @@ def test_no_engine_reads_the_memory_that_it_writes(
     bundle = bundles("flux-tiny", layout)
     backend = WatchedBackend(bundle)
     session = LoadedModel(bundle.manifest, backend).session()
+    backend.calls.clear()
     result = session.denoise(**denoise_arguments(session))
     kinds = [kind for full in result.full_steps for kind in ("full" if full else "forecast", "update")]
-    for kind, call in zip(kinds, backend.calls, strict=True):
+    for kind, call in zip(["prepare", *kinds], backend.calls, strict=True):
         graph = bundle.manifest.graphs[kind]
         read, written = ({call.addresses[spec.name] for spec in specs} for specs in (graph.inputs, graph.outputs))
         assert call.kind == kind and not read & written
@@ -316,8 +324,10 @@ def test_each_step_reads_the_latent_that_the_update_before_wrote(
     bundle = bundles("flux-tiny")
     backend = WatchedBackend(bundle)
     session = LoadedModel(bundle.manifest, backend).session()
+    backend.calls.clear()
     session.denoise(**denoise_arguments(session))
     current = backend.reserved[0][1]["latent.0"].address
+    assert backend.calls.pop(0).kind == "prepare"
     for model, update in zip(backend.calls[::2], backend.calls[1::2], strict=True):
         assert model.addresses["hidden_states"] == update.addresses["latent"] == current
         assert model.addresses["prediction"] == update.addresses["prediction"]
@@ -347,8 +357,30 @@ def test_a_failing_block_frees_the_memory_too(bundles: Callable[..., Bundle]) ->
         buffer: Any = backend.reserved[0][1]["latent.0"]
         block = weakref.ref(buffer.host.base)
         del buffer
+        backend.calls.clear()
         raise ZeroDivisionError
     assert block() is None
+
+
+def test_a_session_is_not_closed_under_a_request(load: Load, denoise_arguments: MakeRequest) -> None:
+    session = load("flux-tiny").session()
+    refusals: list[str] = []
+
+    def close(step: int, full: bool) -> None:
+        if step == 3:
+            with pytest.raises(InputError) as caught:
+                session.close()
+            refusals.append(str(caught.value))
+
+    disturbed = session.denoise(**denoise_arguments(session), on_step=close)
+    assert refusals == ["This session is running a request, so it is not closed: wait for it, or stop it first."]
+    np.testing.assert_array_equal(disturbed.latent, session.denoise(**denoise_arguments(session)).latent)
+    session.close()
+
+
+def test_a_session_of_no_steps_is_refused(load: Load) -> None:
+    with pytest.raises(InputError, match="A session for requests of 0 steps serves none: give 1 or more"):
+        load("flux-tiny").session(steps=0)
 
 
 def test_a_closed_session_runs_no_request(load: Load, denoise_arguments: MakeRequest) -> None:
@@ -448,12 +480,18 @@ def test_a_latent_on_the_device_is_given_to_dlpack(load: Load, denoise_arguments
 def test_a_session_is_planned_for_the_steps_that_it_is_told(load: Load, denoise_arguments: MakeRequest) -> None:
     model = load("flux-tiny")
     short, default = model.session(steps=12), model.session()
-    assert (short.memory_plan.steps, default.memory_plan.steps) == (12, 100)
+    assert (short.memory_plan.steps, default.memory_plan.steps) == (12, 50)
     latents = [s.denoise(**denoise_arguments(s, cache=SHORT)).latent for s in (short, default)]
     np.testing.assert_array_equal(*latents)
     long = CacheConfig(steps=13, interval=3, order=2)
     with pytest.raises(InputError, match=r"has 13 steps, this session was planned for up to 12: .* steps=13"):
         short.denoise(**denoise_arguments(short, cache=long))
+
+
+@pytest.mark.parametrize("steps", [0, -1])
+def test_a_session_for_no_steps_is_refused(load: Load, steps: int) -> None:
+    with pytest.raises(InputError, match=f"A session for requests of {steps} steps serves none: give 1 or more"):
+        load("flux-tiny").session(steps=steps)
 
 
 def test_a_bundle_with_more_steps_by_default_is_served_by_default(

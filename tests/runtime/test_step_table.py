@@ -1,4 +1,4 @@
-"""The step table: every small number of every step, of the shape and dtype of the input that it is for."""
+"""The step tables: every small number of every step, of the shape and dtype of the input that it is for."""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from taylorseer.manifest import Manifest, TensorSpec, UpdateNumber
 from taylorseer.runtime.memory import plan_memory
 from taylorseer.runtime.samplers import Sampler, sampler_from_config
 from taylorseer.runtime.step_plan import StepPlan, plan_steps
-from taylorseer.runtime.step_table import step_table
+from taylorseer.runtime.step_table import prepare_table, step_table
 
 CACHE = CacheConfig(steps=12, interval=3, order=2, warmup_steps=2)
 CLIPPING = {"_class_name": "DDIMScheduler", "clip_sample_range": 1.5}
@@ -29,20 +29,26 @@ def planned(manifest: Manifest) -> tuple[StepPlan, ...]:
     return plan_steps(CACHE, manifest.layout, manifest.order + 1)
 
 
-def table_of(manifest: Manifest, *, guidance: float = 3.5, rows: int = 2) -> dict[str, NDArray[Any]]:
-    return dict(step_table(manifest, planned(manifest), sampler_of(manifest), guidance=guidance, rows=rows))
+def table_of(manifest: Manifest, *, guidance: float = 3.5) -> dict[str, NDArray[Any]]:
+    return dict(step_table(manifest, planned(manifest), sampler_of(manifest), guidance=guidance))
+
+
+def prepared_by(manifest: Manifest, *, guidance: float = 3.5) -> dict[str, NDArray[Any]]:
+    return dict(prepare_table(manifest, sampler_of(manifest), guidance=guidance))
 
 
 @pytest.mark.parametrize("layout", ["history", "derivatives"])
 @pytest.mark.parametrize("name", ["flux-tiny", "dit-tiny", "hunyuan-video-tiny"])
-def test_it_has_a_row_a_step_for_each_step_input_of_the_plan(
+def test_it_has_a_row_a_step_for_each_step_input_that_prepare_does_not_make(
     bundles: Callable[..., Bundle], name: str, layout: str
 ) -> None:
     manifest = bundles(name, layout).manifest
     table, plan = table_of(manifest), plan_memory(manifest, rows=2, steps=12)
     inputs = {tensor.name: tensor for tensor in plan.tensors.values() if tensor.use == "step"}
-    assert table.keys() == inputs.keys()
-    for key, tensor in inputs.items():
+    made = {spec.name for spec in manifest.graphs["prepare"].outputs if spec.role == "prepared"}
+    assert table.keys() | made == inputs.keys() and not table.keys() & made
+    for key in table:
+        tensor = inputs[key]
         assert table[key].shape == (12, *tensor.shape) and table[key].dtype == tensor.numpy_dtype, key
 
 
@@ -51,16 +57,25 @@ def test_timesteps_are_the_samplers_scaled_for_the_model(
     bundles: Callable[..., Bundle], name: str, scale: float
 ) -> None:
     manifest = bundles(name).manifest
-    timesteps = table_of(manifest, rows=3)["timestep"]
-    for row in range(3):
-        np.testing.assert_allclose(timesteps[:, row], sampler_of(manifest).timesteps * scale, rtol=1e-6)
-    assert (np.diff(timesteps[:, 0]) < 0).all()
+    timesteps = prepared_by(manifest)["timestep"]
+    assert timesteps.dtype == np.float32
+    np.testing.assert_allclose(timesteps, sampler_of(manifest).timesteps * scale, rtol=1e-6)
+    assert (np.diff(timesteps) < 0).all()
+
+
+@pytest.mark.parametrize("name", ["flux-tiny", "dit-tiny", "hunyuan-video-tiny"])
+def test_prepare_is_told_a_number_a_step_for_what_is_no_condition(bundles: Callable[..., Bundle], name: str) -> None:
+    manifest = bundles(name).manifest
+    table = prepared_by(manifest)
+    inputs = {spec.name for spec in manifest.graphs["prepare"].inputs}
+    assert table.keys() == inputs - manifest.conditions.keys()
+    assert {values.shape for values in table.values()} == {(12,)}
 
 
 @pytest.mark.parametrize(("name", "factor"), [("flux-tiny", 1.0), ("hunyuan-video-tiny", 1000.0)])
 def test_embedded_guidance_is_scaled_for_the_model(bundles: Callable[..., Bundle], name: str, factor: float) -> None:
-    table = table_of(bundles(name).manifest, guidance=2.5)
-    assert table["guidance"].tolist() == [[2.5 * factor] * 2] * 12
+    table = prepared_by(bundles(name).manifest, guidance=2.5)
+    assert table["guidance"].tolist() == [2.5 * factor] * 12
 
 
 def test_forecasts_have_their_coefficients_and_full_steps_none(bundles: Callable[..., Bundle]) -> None:
@@ -84,7 +99,7 @@ def test_full_steps_have_their_difference_scales_and_forecasts_none(bundles: Cal
 def test_every_step_full_has_no_coefficients(bundles: Callable[..., Bundle]) -> None:
     manifest = bundles("flux-tiny").manifest
     plan = plan_steps(CACHE, manifest.layout, manifest.order + 1, baseline=True)
-    table = step_table(manifest, plan, sampler_of(manifest), guidance=1.0, rows=1)
+    table = step_table(manifest, plan, sampler_of(manifest), guidance=1.0)
     assert len(table["coefficients"]) == 12 and not table["coefficients"].any()
 
 

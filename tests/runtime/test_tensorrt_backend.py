@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import itertools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -196,10 +197,32 @@ def test_an_engine_that_cannot_be_captured_is_enqueued(
 ) -> None:
     null_gpu.device.capturable = False
     reference = load("dit-tiny").session()
-    with null_gpu.load("dit-tiny").session() as session, null_gpu.device.counting() as counter:
+    with pytest.warns(RuntimeWarning, match="cannot capture an engine"):
+        session = null_gpu.load("dit-tiny").session()
+    with session, null_gpu.device.counting() as counter:
         result = session.denoise(**denoise_arguments(session, cache=SHORT))
     np.testing.assert_array_equal(result.latent, reference.denoise(**denoise_arguments(reference, cache=SHORT)).latent)
     assert counter["cudaGraphLaunch"] == 0 and counter["execute_async_v3"] == 2 * 12 + 1  # prepare
+
+
+@pytest.mark.parametrize(
+    ("capturable", "cuda_graphs", "warned"),
+    [(False, True, True), (True, True, False), (False, False, False)],
+    ids=["an engine that cannot be captured", "one that can", "graphs were not asked for"],
+)
+def test_enqueueing_what_was_to_be_captured_is_warned_of(
+    null_gpu: NullGpu, capturable: bool, cuda_graphs: bool, warned: bool
+) -> None:
+    null_gpu.device.capturable = capturable
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        null_gpu.load("dit-tiny", cuda_graphs=cuda_graphs).session().close()
+    messages = {str(warning.message) for warning in caught if warning.category is RuntimeWarning}
+    expected = (
+        "tensorrt-rtx cannot capture an engine of this bundle as a CUDA graph: its layers are enqueued one by one, "
+        "which costs host time at every step."
+    )
+    assert messages == ({expected} if warned else set())
 
 
 def test_regular_tensorrt_has_no_runtime_config(null_gpu: NullGpu, load: Load, denoise_arguments: MakeRequest) -> None:

@@ -51,7 +51,7 @@ def test_a_session_that_does_not_fit_is_refused_before_it_is_allocated(null_gpu:
 
     def total(**changes: Any) -> int:
         manifest = dataclasses.replace(model.manifest, **changes)
-        return plan_memory(manifest, rows=rows, steps=100, scratch_bytes=scratch).total_bytes
+        return plan_memory(manifest, rows=rows, steps=50, scratch_bytes=scratch).total_bytes
 
     null_gpu.device.total_bytes = total() - 1
     advice = "--state history at order 2; or --order 1" if layout == "derivatives" else "--order 1"
@@ -82,7 +82,8 @@ def test_wherever_making_a_session_fails_nothing_leaks(null_gpu: NullGpu, code: 
     with null_gpu.device.counting() as counter:
         model.session(steps=2).close()
     closing = ("cudaFree", "cudaFreeHost", "cudaEventDestroy", "cudaStreamDestroy", "cudaGraphExecDestroy")
-    made = counter.total() - 1 - sum(counter[name] for name in closing)  # the 1 waits for the stream before they begin
+    # The 2 choose the device and wait for the stream before they begin.
+    made = counter.total() - 2 - sum(counter[name] for name in closing)
     assert made >= (50 if cuda_graphs else 8)
     for nth in range(1, made + 1):
         null_gpu.device.fail(code, nth=nth)
@@ -102,7 +103,38 @@ def test_a_failing_close_frees_the_rest(null_gpu: NullGpu, function: str) -> Non
     assert null_gpu.device.leaks() == {}
 
 
+@pytest.mark.parametrize("kind", ["prepare", "full", "forecast", "update"])
+def test_a_plan_larger_than_the_free_memory_is_refused_before_it_is_loaded(null_gpu: NullGpu, kind: str) -> None:
+    backend = null_gpu.load("dit-tiny").backend
+    null_gpu.device.total_bytes = null_gpu.device.used_bytes + 8
+    message = rf"The {kind} plan has 0\.00 GB and 0\.00 GB are free on .*: free memory there, .* --weight-streaming"
+    with pytest.raises(MemoryPlanError, match=message):
+        backend.load(kind)
+
+
+def test_a_failure_is_explained_by_its_own_messages(null_gpu: NullGpu) -> None:
+    backend = null_gpu.load("dit-tiny").backend
+    assert isinstance(backend, TensorRTBackend)
+    backend._messages.errors.append("something of yesterday")
+    graph = backend._bundle.manifest.graphs["update"]
+    with pytest.raises(BackendError) as caught:
+        backend.engine_of("update", b"no plan", graph)
+    assert "yesterday" not in str(caught.value)
+
+
 # Requests
+
+
+def test_a_nan_of_the_last_step_is_refused_on_the_device_too(null_gpu: NullGpu, denoise_arguments: MakeRequest) -> None:
+    """The last step forecasts, so that no full step looks at what it predicts."""
+    with null_gpu.load("flux-tiny").session() as session:
+        arguments = denoise_arguments(session, cache=SHORT)
+        assert not SHORT.schedule().is_full(11)
+        updates = arguments["sampler"].updates.copy()
+        updates[10] = np.nan  # the latent that the last step reads
+        arguments["sampler"] = dataclasses.replace(arguments["sampler"], updates=updates)
+        with pytest.raises(NonFiniteError, match="holds NaN or infinity"):
+            session.denoise(**arguments, on_device=True)
 
 
 def test_nan_in_the_weights_is_refused(null_gpu: NullGpu, denoise_arguments: MakeRequest) -> None:
