@@ -19,7 +19,7 @@ from taylorseer.engines.profiles import ShapeRange, batch_profile
 from taylorseer.engines.store import EngineStore
 from taylorseer.errors import BackendError, DependencyError, DeviceError
 from taylorseer.manifest import EngineSpec, Manifest, PlanSpec
-from taylorseer.tensorrt_library import Messages, TensorRT
+from taylorseer.tensorrt_library import Messages, TensorRT, without_collector
 
 __all__ = ["build_plan", "build_tensorrt", "target_capabilities"]
 
@@ -154,11 +154,12 @@ def build_plan(
     """
     trt, messages = library.module, library.messages()
     messages.verbosity = options.verbosity
-    builder = trt.Builder(messages)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    _parse(library, network, graph, messages)
-    config = builder_config(library, builder, network, profile, options, capability)
-    plan = builder.build_serialized_network(network, config)
+    with without_collector():
+        builder = trt.Builder(messages)
+        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        _parse(library, network, graph, messages)
+        config = builder_config(library, builder, network, profile, options, capability)
+        plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise BackendError(
             f"{library.flavor} {library.version} cannot build {graph.name} for compute capability {capability}: "

@@ -164,8 +164,18 @@ def prepare_graph(model: ir.Model, boundary: Boundary, tables: Mapping[str, Sequ
         assert value.shape is not None
         batch = STEP_BATCH if value.name in boundary.repeated else "batch"
         value.shape = ir.Shape([size if isinstance(size, int) else batch for size in value.shape])
+    _name_step_batch(prepare, boundary)
     finish(prepare)
     return prepare
+
+
+def _name_step_batch(prepare: ir.Model, boundary: Boundary) -> None:
+    """Say which values have a row for each timestep: whoever counts work or memory has only the shapes to go by."""
+    roles: dict[str, Role] = dict.fromkeys((str(value.name) for value in prepare.graph.inputs), "condition")
+    for value, names in _dependences(prepare, roles, set()).items():
+        if value.shape is not None and not boundary.repeated.isdisjoint(names):
+            sizes = [STEP_BATCH if str(size) == "batch" else size for size in value.shape]
+            value.shape = ir.Shape(sizes)
 
 
 def read_from_tables(model: ir.Model, tables: Mapping[str, Sequence[PreparedValue]]) -> None:

@@ -70,7 +70,7 @@ class DeviceBuffer:
 
     def read(self, rows: int | None = None) -> NDArray[Any]:
         """Return a copy of the first rows, or of all, on the host."""
-        array: NDArray[Any] = self._value.numpy()[:rows]
+        array: NDArray[Any] = self._value.numpy()[: self.shape[0] if rows is None else rows]
         return array
 
     def export(self, rows: int) -> NDArray[Any]:

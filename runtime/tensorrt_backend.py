@@ -14,7 +14,7 @@ from taylorseer.runtime.backend import Buffer, Call, CallSequence
 from taylorseer.runtime.device_memory import DeviceBuffer, DeviceMemory
 from taylorseer.runtime.memory import MemoryPlan
 from taylorseer.runtime.what_fits import what_fits
-from taylorseer.tensorrt_library import Messages, TensorRT, load_tensorrt
+from taylorseer.tensorrt_library import Messages, TensorRT, load_tensorrt, without_collector
 
 __all__ = ["TensorRTBackend", "TensorRTCall", "TensorRTEngine", "plan_for"]
 
@@ -71,7 +71,8 @@ class TensorRTBackend:
         """
         self._require_room(kind, len(plan))
         self._messages.begin()
-        engine = self._runtime.deserialize_cuda_engine(plan)
+        with without_collector():
+            engine = self._runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise BackendError(
                 f"{self.library.flavor} {self.library.version} refuses the {kind} plan on {self.device.name} "
@@ -189,7 +190,8 @@ class TensorRTEngine:
 
     def new_context(self, memory: DeviceMemory, tensors: Mapping[str, Buffer]) -> Any:
         """Return an execution context with its shapes set and its working memory in the session's scratch."""
-        context = self._empty_context()
+        with without_collector():
+            context = self._empty_context()
         if context is None:
             raise BackendError(
                 f"TensorRT makes no execution context of the {self.kind} plan: {self._messages.reason()} -- free "

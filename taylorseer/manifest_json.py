@@ -62,6 +62,8 @@ def _check_parts(manifest: Manifest) -> None:
     for size in ("height", "width", "frames", "text_length", "max_batch"):
         if size not in manifest.sizes:
             raise BundleError(f"manifest.sizes: the key {size!r} is missing; {_AGAIN}.")
+    if manifest.prepare_rows < manifest.sizes["max_batch"]:
+        raise BundleError(f"manifest.prepare_rows: {manifest.prepare_rows} is below sizes.max_batch; {_AGAIN}.")
     features = {feature.name for feature in manifest.features}
     tensors = [spec for graph in manifest.graphs.values() for spec in (*graph.inputs, *graph.outputs)]
     parts: list[TensorSpec | FeatureSpec] = [*tensors, *manifest.features]

@@ -3,15 +3,17 @@
 Everything else takes a :class:`TensorRT` and never asks which it is, but for what one of them lacks.
 """
 
+import contextlib
 import dataclasses
+import gc
 import importlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from taylorseer.errors import BackendError, DependencyError
 
-__all__ = ["FLAVORS", "Flavor", "Messages", "TensorRT", "load_tensorrt"]
+__all__ = ["FLAVORS", "Flavor", "Messages", "TensorRT", "load_tensorrt", "without_collector"]
 
 Flavor = Literal["tensorrt", "tensorrt-rtx"]
 
@@ -72,6 +74,22 @@ class Messages:
     def reason(self, nothing: str = "TensorRT gave no reason") -> str:
         """Return all errors in one line, each once, in their order."""
         return "; ".join(dict.fromkeys(self.errors)) or nothing
+
+
+@contextlib.contextmanager
+def without_collector() -> Iterator[None]:
+    """Keep Python's garbage collector from running inside a call of TensorRT.
+
+    A call that logs comes back to Python with TensorRT's locks held; a collection there may free another object of
+    TensorRT, which waits for the same locks for ever.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def load_tensorrt(flavor: str) -> TensorRT:

@@ -109,6 +109,10 @@ MALFORMED: dict[str, tuple[Callable[[Json], object], str]] = {
         )
         for kind in KINDS
     },
+    "prepare below the batch": (
+        lambda data: data.update(prepare_rows=data["sizes"]["max_batch"] - 1),
+        r"manifest\.prepare_rows: \d+ is below sizes\.max_batch",
+    ),
     "a graph too many": (
         lambda data: data["graphs"].update(lite=data["graphs"]["full"]),
         r"found \['forecast', 'full', 'lite', 'prepare', 'update'\], not prepare, full, forecast, update",

@@ -1,5 +1,6 @@
 """The seam to TensorRT: which library is taken, which is refused, and what it says."""
 
+import gc
 import sys
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 
 from taylorseer.errors import BackendError, DependencyError
-from taylorseer.tensorrt_library import FLAVORS, Messages, TensorRT, load_tensorrt
+from taylorseer.tensorrt_library import FLAVORS, Messages, TensorRT, load_tensorrt, without_collector
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 NEW = {"tensorrt": "10.13.0.35", "tensorrt-rtx": "1.6.0.1"}
@@ -199,3 +200,16 @@ def test_the_real_library_logs_here(real: TensorRT, capfd: pytest.CaptureFixture
 )
 def test_the_real_library_has_what_the_runtime_calls(real: TensorRT, owner: str, names: list[str]) -> None:
     assert [name for name in names if not hasattr(getattr(real.module, owner), name)] == []
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_the_collector_rests_and_is_left_as_it_was(on: bool) -> None:
+    before = gc.isenabled()
+    try:
+        (gc.enable if on else gc.disable)()
+        with pytest.raises(ZeroDivisionError), without_collector():
+            assert not gc.isenabled()
+            raise ZeroDivisionError
+        assert gc.isenabled() == on
+    finally:
+        (gc.enable if before else gc.disable)()

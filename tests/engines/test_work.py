@@ -154,7 +154,6 @@ def modulation_of_a_row(config: Mapping[str, Any]) -> int:
     return int(config["num_layers"] * (embedding + modulation) + final)
 
 
-@pytest.mark.xfail(strict=True, reason="values inside the prepare graph say batch where they have step_batch rows")
 def test_prepare_is_work_for_each_row_of_its_step_batch(bundles: Callable[..., Bundle]) -> None:
     bundle = bundles("dit-tiny")
     work = graph_work(bundle.path(bundle.manifest.graphs["prepare"].file), batch=2, step_batch=20)

@@ -139,7 +139,7 @@ def test_the_first_rows_are_read_and_exported(make: MakeBuffer) -> None:
     "make",
     [
         array_buffer,
-        pytest.param(device_buffer, marks=pytest.mark.xfail(strict=True, reason="an OrtValue is read whole")),
+        device_buffer,
     ],
 )
 def test_the_first_rows_are_a_buffer_on_the_same_memory(make: MakeBuffer) -> None:

@@ -151,8 +151,8 @@ def test_a_step_is_a_copy_and_a_launch(
         marks = [index for index, name in enumerate(calls) if name == "cudaEventRecord"]
         steps = [calls[start + 1 : end] for start, end in itertools.pairwise(marks)]
     launch = ["cudaGraphLaunch"] if cuda_graphs else ["execute_async_v3"] * 2
-    for step, full in zip(steps, result.full_steps, strict=True):
-        probe = ["cudaMemcpyAsync"] if full else []
+    for number, (step, full) in enumerate(zip(steps, result.full_steps, strict=True)):
+        probe = ["cudaMemcpyAsync"] if full or number == 49 else []  # is the prediction finite?
         assert step == ["cudaMemcpyAsync", *launch, *probe]
 
 

@@ -1,6 +1,7 @@
 """What the benchmark measures: the memory of a stage with all it starts, its time, its failure."""
 
 import os
+import resource
 import subprocess
 import sys
 
@@ -22,7 +23,9 @@ def test_memory_is_that_of_a_child_and_its_children_together() -> None:
     run = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     both = f"held = bytearray(b'x' * {80 * MIB}); {run}"
     cost = measure(python(both))
-    assert 180 * MIB < cost.memory < 400 * MIB
+    # The kernel counts what this process had when it forked, too.
+    ours = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    assert 180 * MIB < cost.memory < max(400 * MIB, ours + 1 * MIB)
     assert cost.seconds > 0.5
 
 
