@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 import onnx_ir as ir
 
 from taylorseer.exporter.passes.slices import row_slice
-from taylorseer.exporter.sums import Mixed, Origin, Piece, Sum, joined
+from taylorseer.exporter.sums import Mixed, Origin, Piece, Sum, joined, part_of
 
 __all__ = ["Departure", "find_sums", "quoted"]
 
