@@ -51,3 +51,8 @@ def test_linked_files_exist(document: str) -> None:
     links = [link for link in re.findall(r"\]\(([^)#\s]+)\)", text) if "://" not in link]
     missing = [link for link in links if not ((ROOT / document).parent / link).exists()]
     assert not missing
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_no_figure_is_left_open(document: str) -> None:
+    assert not re.findall(r"\b(?:[A-Z]+_ROW|TODO|TBD|XXX)\b", (ROOT / document).read_text("utf-8"))
