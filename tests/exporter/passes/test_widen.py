@@ -9,6 +9,7 @@ import onnx_ir as ir
 import pytest
 from onnx.reference import ReferenceEvaluator
 
+from taylorseer.exporter.data_files import load_graph
 from taylorseer.exporter.passes.widen import widen
 
 ROUNDING = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
@@ -97,8 +98,7 @@ def test_a_graph_without_16_bit_values_stays(whole_model: Any) -> None:
 def test_a_whole_graph_widened(bundles: Any, run_model: Any, tmp_path: pathlib.Path, precision: str, kind: str) -> None:
     """Every weight of a real graph, also one that lies in the bundle's file, is the same number afterwards."""
     bundle = bundles("dit-tiny", precision=precision)
-    path = bundle.path(bundle.manifest.graphs[kind].file)
-    narrow, model = ir.load(path), ir.load(path)
+    narrow, model = load_graph(bundle, kind), load_graph(bundle, kind)  # another test may have linked the weights
     assert data_types(narrow) & NARROW and widen(model)
     assert not data_types(model) & NARROW
     ir.save(model, tmp_path / "wide.onnx", external_data="weights.data")
