@@ -1,6 +1,5 @@
 """TensorRT-RTX, which builds plans without a GPU; bundles to build; one store, so that a plan is built once a run."""
 
-import os
 import pathlib
 import shutil
 from collections.abc import Callable
@@ -72,7 +71,7 @@ def build(library: TensorRT, shared_store: EngineStore, tmp_path: pathlib.Path) 
         bundle: Bundle, *capabilities: str, store: EngineStore | None = None, **options: Any
     ) -> tuple[pathlib.Path, EngineSpec]:
         folder = tmp_path / f"draft-{len(list(tmp_path.glob('draft-*')))}"
-        shutil.copytree(bundle.folder, folder, copy_function=os.link)
+        shutil.copytree(bundle.folder, folder)
         chosen = TensorRTOptions(compute_capability=capabilities, **options)
         engine = build_tensorrt(folder, bundle.manifest, library, chosen, store or shared_store)
         return folder, engine
