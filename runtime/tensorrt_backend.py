@@ -1,4 +1,4 @@
-"""The TensorRT backend: plans on one GPU, every call of a session captured as a CUDA graph before its first request."""
+"""The TensorRT backend: plans on one GPU, every step of a session captured as a CUDA graph before its first request."""
 
 import contextlib
 import mmap
