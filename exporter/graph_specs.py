@@ -19,6 +19,10 @@ _NAMED: Mapping[str, Role] = {
     "update_numbers": "update_numbers",
     "coefficients": "coefficients",
     "difference_scales": "difference_scales",
+    "accumulator": "accumulator",
+    "fold_weights": "fold_weights",
+    "fold_kept": "fold_kept",
+    "gates_ahead": "gates_ahead",
 }
 
 _PREFIXED: Mapping[str, Role] = {
@@ -28,6 +32,8 @@ _PREFIXED: Mapping[str, Role] = {
     "state": "state",
     "previous": "previous",
     "next": "state",
+    "accumulator": "accumulator",
+    "carried": "carried",
 }
 """What stands before the first dot of a name that the split made."""
 
@@ -61,6 +67,8 @@ def _tensor_spec(value: ir.Value, roles: Mapping[str, Role]) -> TensorSpec:
         return TensorSpec(name=name, role=role, shape=shape, dtype=dtype)
     if role == "feature":
         return TensorSpec(name=name, role=role, shape=shape, dtype=dtype, feature=rest)
+    if role in ("accumulator", "carried"):
+        return TensorSpec(name=name, role=role, shape=shape, dtype=dtype, index=int(rest))
     feature, _, index = rest.rpartition(".")
     return TensorSpec(name=name, role=role, shape=shape, dtype=dtype, feature=feature, index=int(index))
 

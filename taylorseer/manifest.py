@@ -12,6 +12,8 @@ __all__ = [
     "EngineSpec",
     "FeatureSpec",
     "FileSpec",
+    "FoldForm",
+    "FoldingSpec",
     "GraphSpec",
     "Layout",
     "Manifest",
@@ -19,10 +21,11 @@ __all__ = [
     "PlanSpec",
     "Role",
     "TensorSpec",
+    "TermSpec",
     "UpdateNumber",
 ]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Raised whenever an older reader would misread a newer manifest."""
 
 Role = Literal[
@@ -35,6 +38,11 @@ Role = Literal[
     "state",
     "previous",
     "feature",
+    "accumulator",
+    "carried",
+    "fold_weights",
+    "fold_kept",
+    "gates_ahead",
     "prediction",
     "prepared",
     "request",
@@ -44,7 +52,11 @@ Role = Literal[
     "clip",
 ]
 
-Layout = Literal["derivatives", "history"]
+Layout = Literal["derivatives", "history", "folded"]
+
+FoldForm = Literal["chains", "channels"]
+"""How the full graph folds.  ``chains``: an addition for each accumulator and feature, which TensorRT fuses into one
+kernel.  ``channels``: one product of matrices for each channel, which is the faster where nothing fuses additions."""
 
 
 class UpdateNumber(enum.IntEnum):
@@ -80,7 +92,8 @@ class TensorSpec:
     feature: str | None = None
     """For state, previous and feature tensors: the feature they belong to."""
     index: int | None = None
-    """For state and previous tensors: which slot (history) or which derivative (derivatives), counted from 0."""
+    """For state and previous tensors: which slot (history) or which derivative (derivatives), counted from 0.  For
+    accumulators of the full graph: which output, and which input for those that are carried on."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,6 +117,41 @@ class FeatureSpec:
     dtype: str
     rows: tuple[int, int] | None = None
     """Which rows (start, stop) of the module's output are remembered; None: all of them."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TermSpec:
+    """One feature's part in the residual stream of a forecast, as the linearity proof found it."""
+
+    feature: str
+    gates: tuple[str, ...]
+    """Names of the prepared values whose product is the gate; empty: ungated."""
+    rows: tuple[int, int]
+    """(start, stop) of the stream's rows that it is added to."""
+    feature_rows: tuple[int, int]
+    """(start, stop) of the remembered rows that are added."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FoldingSpec:
+    """The folded state: at each full step j, ``A_s += w[s, j] * sum_m g_m(s) * F_m(j)`` for the forecast steps s."""
+
+    accumulators: int
+    """Written at a full step."""
+    carried: int
+    """Of these, the ones that go on from the full step before."""
+    shape: tuple[int | str, ...]
+    """Of one accumulator, [batch, rows, width]."""
+    dtype: str
+    flush_group: int
+    """Features that are added to the accumulators at once."""
+    form: FoldForm
+    gates: str | None
+    """The table of prepare with the gates; None: no feature has a gate."""
+    stream: str
+    """Name of the value of the whole model that the final layer takes over from."""
+    terms: tuple[TermSpec, ...]
+    """The proof: one term for each live feature."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -201,6 +249,10 @@ class Manifest:
     """The diffusers model's config, for the torch reference."""
     files: dict[str, FileSpec]
     """Every file of the bundle but the manifest itself."""
+    layout_reason: str = ""
+    """Why this layout: a sentence."""
+    folding: FoldingSpec | None = None
+    """Layout ``folded``: what is accumulated, and the proof that it may be."""
 
     @property
     def conditions(self) -> dict[str, TensorSpec]:
