@@ -9,11 +9,14 @@ reach the prediction.
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import onnx_ir as ir
 
 from taylorseer.errors import GraphError
 from taylorseer.exporter.features import Feature, module_scopes
+from taylorseer.exporter.folded_state import FoldedState, FoldOptions, prove_folded_state
+from taylorseer.exporter.folding import Refusal
 from taylorseer.exporter.passes.cleaning import drop_unused
 from taylorseer.exporter.passes.slices import push_slices_up, row_slice, slice_rows
 from taylorseer.exporter.prepare import (
@@ -52,6 +55,11 @@ class Stages:
     live: tuple[LiveFeature, ...]
     dead: tuple[str, ...]
     """Names of features that no forecast needs."""
+    layout: Layout
+    layout_reason: str
+    """Why this layout, where it was to be found out."""
+    folded: FoldedState | None
+    """Layout ``folded``: what is folded, and how."""
 
 
 def split_stages(
@@ -60,7 +68,8 @@ def split_stages(
     *,
     roles: Mapping[str, Role],
     order: int,
-    layout: Layout,
+    layout: Layout | Literal["auto"],
+    fold: FoldOptions | None = None,
     keep_dead: bool = False,
 ) -> Stages:
     """Split ``model`` into a prepare, a full and a forecast graph; ``model`` itself is left as it was.
@@ -70,12 +79,14 @@ def split_stages(
         features: the values to remember.
         roles: of the model's inputs.
         order: largest order of the forecasts; order + 1 tensors are remembered per feature.
-        layout: ``history`` (the full graph yields features) or ``derivatives`` (it yields D_0..D_order).
+        layout: ``history`` (the full graph yields features), ``derivatives`` (it yields D_0..D_order), ``folded`` (it
+            yields accumulators), or ``auto``: folded where that is proven, otherwise history.
+        fold: how to fold, for ``folded`` and ``auto``.
         keep_dead: remember every feature whole, also what no forecast needs; for tests of exactly that.
 
     Raises:
         GraphError: attention, or a block's product with what was forecast, is left in the forecast graph, which would
-            make forecasts slow without a word.
+            make forecasts slow without a word; or ``folded`` was asked for and cannot be proven.
     """
     boundary = find_boundary(model, roles, [feature.name for feature in features])
     latent_dependent = model.clone()
@@ -92,27 +103,53 @@ def split_stages(
     living = [p for p in placeholders if keep_dead or p.value.uses()]
     live = tuple(p.live_feature(named[p.source]) for p in living)
     dead = tuple(feature.name for feature in features if feature.name not in {item.name for item in live})
-    for placeholder, item in zip(living, live, strict=True):
-        _sum_of_state(forecast.graph, placeholder.value, item, order + 1)
+    folded, reason = None, ""
+    if layout == "auto" or layout == "folded":
+        assert fold is not None
+        inputs = {str(p.value.name): named[p.source] for p in living}
+        folded, reason = _folded(prove_folded_state(forecast, inputs, boundary.values, fold), must=layout == "folded")
+        layout = "folded" if folded else "history"
 
     full = latent_dependent.clone()
     values = {value.name: value for node in full.graph for value in node.outputs}
-    sources = [placeholder.source for placeholder in living]
-    _yield_state(full.graph, [values[name] for name in sources], live, order, layout)
-    tables = _tables(boundary, forecast)
+    remembered = [_rows_of(full.graph, values[p.source], item) for p, item in zip(living, live, strict=True)]
+    if folded is not None:
+        folded.rewrite_forecast(forecast)
+        folded.rewrite_full(full, {item.name: value for item, value in zip(live, remembered, strict=True)})
+    else:
+        for placeholder, item in zip(living, live, strict=True):
+            _sum_of_state(forecast.graph, placeholder.value, item, order + 1)
+        _yield_state(full.graph, remembered, live, order, layout)
+    tables = _tables(boundary, forecast, folded)
     for graph in (full, forecast):
         read_from_tables(graph, tables)
     _order_inputs(forecast)
-    return Stages(prepare_graph(model, boundary, tables), full, forecast, live, dead)
+    prepare = prepare_graph(model, boundary, tables)
+    return Stages(prepare, full, forecast, live, dead, layout, reason, folded)
 
 
-def _tables(boundary: Boundary, forecast: ir.Model) -> dict[str, list[PreparedValue]]:
-    """Group what differs from step to step: what a forecast reads comes first and apart, and each dtype by itself."""
+def _folded(found: FoldedState | Refusal, *, must: bool) -> tuple[FoldedState | None, str]:
+    """Return the folded state, or None, and why."""
+    if isinstance(found, FoldedState):
+        return found, f"the forecast is proven to be linear in its {len(found.proof.terms)} features"
+    if must:
+        raise GraphError(f"The state cannot be folded. {found.reason} Use --state history, or --state auto.")
+    return None, f"not folded. {found.reason}"
+
+
+def _tables(boundary: Boundary, forecast: ir.Model, folded: FoldedState | None) -> dict[str, list[PreparedValue]]:
+    """Group what differs from step to step: what a forecast reads comes first and apart, then the gates of a folded
+    state, and each dtype by itself."""
     read = {str(value.name) for value in forecast.graph.inputs}
+    gates = folded.gates if folded else ()
     tables: dict[str, list[PreparedValue]] = {}
-    for reader in ("forecast", "full"):
-        for value in boundary.values:
-            if value.every_step and (value.input_name in read) == (reader == "forecast"):
+    for reader, values in (
+        ("forecast", [value for value in boundary.values if value.input_name in read]),
+        ("gates", gates),
+        ("full", [value for value in boundary.values if value.input_name not in read and value not in gates]),
+    ):
+        for value in values:
+            if value.every_step:
                 tables.setdefault(f"prepared.{reader}.{table_dtype(value).numpy().name}", []).append(value)
     return tables
 
@@ -232,6 +269,10 @@ def _order_inputs(forecast: ir.Model) -> None:
     forecast.graph.inputs.extend([*rest, *coefficients, *state])
 
 
+def _rows_of(graph: ir.Graph, value: ir.Value, feature: LiveFeature) -> ir.Value:
+    return value if feature.rows is None else slice_rows(value, 1, *feature.rows, graph, None)
+
+
 def _yield_state(
     graph: ir.Graph, values: Sequence[ir.Value], live: Sequence[LiveFeature], order: int, layout: Layout
 ) -> None:
@@ -239,8 +280,7 @@ def _yield_state(
     if layout == "derivatives" and order > 0:
         scales = ir.Value(name="difference_scales", shape=ir.Shape([order]), type=ir.TensorType(ir.DataType.FLOAT))
         graph.inputs.append(scales)
-    for value, feature in zip(values, live, strict=True):
-        current = value if feature.rows is None else slice_rows(value, 1, *feature.rows, graph, None)
+    for current, feature in zip(values, live, strict=True):
         outputs = [current] if layout == "history" else _differences(graph, current, feature, order, scales)
         for index, output in enumerate(outputs):
             if output.is_graph_output():  # a value has one name, so it can be one output only

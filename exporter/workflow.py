@@ -10,12 +10,14 @@ import numpy as np
 import onnx_ir as ir
 
 import taylorseer
+from taylorseer.accumulators import accumulators_of
 from taylorseer.bundle import BundleDraft, require_space
 from taylorseer.config import CacheConfig
 from taylorseer.exporter.checkpoints import Checkpoint
 from taylorseer.exporter.data_files import place_weights
 from taylorseer.exporter.families import FAMILIES, ModelInput, NamedModel, Sizes
 from taylorseer.exporter.features import Feature, find_features
+from taylorseer.exporter.folded_state import FoldOptions
 from taylorseer.exporter.graph_specs import graph_spec
 from taylorseer.exporter.imported import ImportedModel, import_model, require_precision
 from taylorseer.exporter.passes.cleaning import clean
@@ -30,6 +32,7 @@ from taylorseer.manifest import (
     FORMAT_VERSION,
     EngineSpec,
     FeatureSpec,
+    FoldForm,
     GraphSpec,
     Layout,
     Manifest,
@@ -58,7 +61,14 @@ class ExportRequest:
     """``fp32``, ``fp16`` or ``bf16``."""
     residual: Literal["model", "fp32"] = "model"
     """Dtype of the residual stream: the precision's, or float32, which costs traffic and keeps bits."""
-    layout: Layout = "history"
+    layout: Layout | Literal["auto"] = "history"
+    """What is remembered; ``auto``: folded where that is proven, otherwise history."""
+    accumulators: Literal["fp32", "bf16"] = "fp32"
+    """Dtype of the folded state's accumulators."""
+    flush_group: int | None = None
+    """Features that the folded state sums at once; None: as many as fit 512 MiB, 12 at the most."""
+    fold_form: FoldForm = "channels"
+    """How the full graph folds: ``chains`` for TensorRT, ``channels`` for ONNX Runtime."""
     cache: CacheConfig
     """The bundle's default; its order is the largest that the graphs serve."""
     checkpoint: Checkpoint | None = None
@@ -154,8 +164,24 @@ def _split(
     if request.residual == "fp32":
         widen_residual(model, [feature.value for feature in features])
     roles = {spec.name: spec.role for spec in inputs}
-    order, layout = request.cache.order, request.layout
-    return split_stages(model, features, roles=roles, order=order, layout=layout, keep_dead=keep_dead)
+    return split_stages(
+        model,
+        features,
+        roles=roles,
+        order=request.cache.order,
+        layout=request.layout,
+        fold=_fold_options(request),
+        keep_dead=keep_dead,
+    )
+
+
+def _fold_options(request: ExportRequest) -> FoldOptions:
+    return FoldOptions(
+        accumulators=accumulators_of(request.cache.schedule(), request.cache.order),
+        dtype={"fp32": ir.DataType.FLOAT, "bf16": ir.DataType.BFLOAT16}[request.accumulators],
+        flush_group=request.flush_group,
+        form=request.fold_form,
+    )
 
 
 def model_config(request: ExportRequest) -> Mapping[str, Any]:
@@ -239,7 +265,9 @@ def _manifest(request: ExportRequest, stages: Stages, graphs: dict[str, GraphSpe
         family=request.model.family,
         precision=request.precision,
         sizes=dataclasses.asdict(request.sizes),
-        layout=request.layout,
+        layout=stages.layout,
+        layout_reason=stages.layout_reason,
+        folding=stages.folded.spec(stages.live[0].dtype.itemsize) if stages.folded else None,
         order=request.cache.order,
         prepare_rows=_prepare_rows(graphs["prepare"], request.sizes.max_batch),
         cache=request.cache.to_json(),

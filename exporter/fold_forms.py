@@ -1,0 +1,157 @@
+"""The sums of the folded state as graph nodes, in the two forms that engines run fast.
+
+``chains``: ``A_i = ... + Mul(F_2, k_2i) + Mul(F_1, k_1i)``, an addition for each accumulator and feature.  TensorRT
+fuses them into one kernel that reads every feature once.
+
+``channels``: ``Transpose(MatMul(k [width, i, m], F [width, m, rows]))``, one small product for each channel.  ONNX
+Runtime fuses no chains on a CPU, and each of their links would go through memory.
+
+Both take the features in groups, so that no more than one group has to be in memory at once.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from taylorseer.manifest import FoldForm
+
+__all__ = ["GraphWriter", "weighted_sums"]
+
+_FLOAT = ir.DataType.FLOAT
+
+
+class GraphWriter:
+    """Appends float32 nodes with known shapes to a graph; its ``finish`` puts them in their order."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self.graph = graph
+
+    def add(
+        self, op_type: str, inputs: Sequence[ir.Value], shape: Sequence[int | str], **attributes: object
+    ) -> ir.Value:
+        """Append a node with one float32 output."""
+        return self.add_many(op_type, inputs, shape, 1, **attributes)[0]
+
+    def add_many(
+        self, op_type: str, inputs: Sequence[ir.Value], shape: Sequence[int | str], count: int, **attributes: object
+    ) -> list[ir.Value]:
+        """Append a node with ``count`` float32 outputs of one shape."""
+        node = ir.node(op_type, list(inputs), attributes=attributes or None, num_outputs=count)  # type: ignore[arg-type]
+        self.graph.append(node)
+        for output in node.outputs:
+            output.shape, output.type = ir.Shape(list(shape)), ir.TensorType(_FLOAT)
+        return list(node.outputs)
+
+    def cast(self, value: ir.Value, dtype: ir.DataType = _FLOAT) -> ir.Value:
+        """Return ``value`` in another dtype, or itself where it has that."""
+        if value.dtype == dtype:
+            return value
+        assert value.shape is not None
+        result = self.add("Cast", [value], list(value.shape), to=int(dtype))
+        result.type = ir.TensorType(dtype)
+        return result
+
+    def split(self, value: ir.Value, axis: int, sizes: Sequence[int]) -> list[ir.Value]:
+        """Cut ``value`` along ``axis`` into parts of these sizes."""
+        if len(sizes) == 1:
+            return [value]
+        assert value.shape is not None
+        parts = self.add_many("Split", [value, self.integers(*sizes)], list(value.shape), len(sizes), axis=axis)
+        for part, size in zip(parts, sizes, strict=True):
+            assert part.shape is not None
+            part.shape = ir.Shape([size if index == axis else n for index, n in enumerate(part.shape)])
+        return parts
+
+    def integers(self, *numbers: int) -> ir.Value:
+        """Return a constant int64 [n]."""
+        name = "integers." + ".".join(map(str, numbers))
+        if name not in self.graph.initializers:
+            tensor = ir.tensor(np.array(numbers, np.int64), name=name)
+            self.graph.register_initializer(ir.Value(name=name, const_value=tensor))
+        return self.graph.initializers[name]
+
+
+def weighted_sums(
+    writer: GraphWriter,
+    form: FoldForm,
+    features: Sequence[ir.Value],
+    factors: Sequence[ir.Value],
+    started: Mapping[int, ir.Value],
+    *,
+    group: int,
+) -> list[ir.Value]:
+    """Return for each accumulator i ``started[i] + sum_m factors[m][:, i] * features[m]``, float32.
+
+    Args:
+        writer: of the full graph.
+        form: how to add.
+        features: [batch, rows, width] each, of any float dtype.
+        factors: for each feature, float32 [batch, accumulators, width].
+        started: what some accumulators have already, float32 [batch, rows, width] as the sums.
+        group: features that are taken at once.
+    """
+    add = {"chains": _chains, "channels": _channels}[form]
+    sums: list[ir.Value | None] = [started.get(index) for index in range(_size(factors[0], 1))]
+    for start in range(0, len(features), group):
+        values = [writer.cast(feature) for feature in features[start : start + group]]
+        parts = add(writer, values, factors[start : start + group])
+        sums = [_plus(writer, before, part) for before, part in zip(sums, parts, strict=True)]
+    return [value for value in sums if value is not None]
+
+
+def _plus(writer: GraphWriter, before: ir.Value | None, part: ir.Value) -> ir.Value:
+    return part if before is None else writer.add("Add", [before, part], _shape(part))
+
+
+def _chains(writer: GraphWriter, features: Sequence[ir.Value], factors: Sequence[ir.Value]) -> list[ir.Value]:
+    count, shape = _size(factors[0], 1), _shape(features[0])
+    columns = [writer.split(factor, 1, [1] * count) for factor in factors]
+    return [_chain(writer, features, [parts[index] for parts in columns], shape) for index in range(count)]
+
+
+def _chain(
+    writer: GraphWriter, features: Sequence[ir.Value], factors: Sequence[ir.Value], shape: Sequence[int | str]
+) -> ir.Value:
+    products = [writer.add("Mul", pair, shape) for pair in zip(features, factors, strict=True)]
+    total = products[0]
+    for product in products[1:]:
+        total = writer.add("Add", [total, product], shape)
+    return total
+
+
+def _channels(writer: GraphWriter, features: Sequence[ir.Value], factors: Sequence[ir.Value]) -> list[ir.Value]:
+    batch, rows, width = _shape(features[0])
+    count, members = _size(factors[0], 1), len(features)
+    stacked = _stack(writer, features, (batch, members, rows, width))
+    channels = writer.add("Transpose", [stacked], (batch, width, members, rows), perm=[0, 3, 1, 2])
+    gates = _stack(writer, factors, (batch, members, count, width))
+    gates = writer.add("Transpose", [gates], (batch, width, count, members), perm=[0, 3, 2, 1])
+    sums = writer.add("MatMul", [gates, channels], (batch, width, count, rows))
+    return [_rows_first(writer, part, (batch, width, rows)) for part in writer.split(sums, 2, [1] * count)]
+
+
+def _stack(writer: GraphWriter, values: Sequence[ir.Value], shape: Sequence[int | str]) -> ir.Value:
+    """Stack [batch, n, width] into [batch, members, n, width]."""
+    batch, _, inner, width = shape
+    axis = writer.integers(1)
+    parts = [writer.add("Unsqueeze", [value, axis], (batch, 1, inner, width)) for value in values]
+    return parts[0] if len(parts) == 1 else writer.add("Concat", parts, shape, axis=1)
+
+
+def _rows_first(writer: GraphWriter, value: ir.Value, shape: Sequence[int | str]) -> ir.Value:
+    """Turn [batch, width, 1, rows] into [batch, rows, width]: a matrix at a time, which ONNX Runtime does quickly."""
+    batch, width, rows = shape
+    matrix = writer.add("Squeeze", [value, writer.integers(2)], shape)
+    return writer.add("Transpose", [matrix], (batch, rows, width), perm=[0, 2, 1])
+
+
+def _shape(value: ir.Value) -> list[int | str]:
+    assert value.shape is not None
+    return [size if isinstance(size, int) else "batch" for size in value.shape]
+
+
+def _size(value: ir.Value, axis: int) -> int:
+    size = _shape(value)[axis]
+    assert isinstance(size, int)
+    return size
