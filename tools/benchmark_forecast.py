@@ -1,7 +1,7 @@
 """A forecast step of a published model on this machine's GPU, without the weights that a forecast does not read.
 
     build-engines --model flux --graphs-only --precision bf16 --output bundles/flux-graphs
-    python tools/benchmark_forecast.py bundles/flux-graphs
+    python -m tools.benchmark_forecast bundles/flux-graphs
 
 builds the forecast and the update plan with random weights, reserves a session's whole memory as its plan says, fills
 the state with random numbers, and times the step as the session runs it: one row of the step table copied, one CUDA
@@ -29,6 +29,7 @@ from taylorseer.runtime.bindings import bind, prove_disjoint
 from taylorseer.runtime.device_memory import DeviceMemory
 from taylorseer.runtime.memory import plan_memory
 from taylorseer.runtime.roofline import device_copy
+from taylorseer.runtime.step_plan import BuiltState
 from taylorseer.runtime.tensorrt_backend import TensorRTBackend, TensorRTEngine
 from taylorseer.tensorrt_library import load_tensorrt
 
@@ -99,7 +100,7 @@ def fill(memory: DeviceMemory) -> None:
     """Random numbers everywhere: zeros are faster than what a model has."""
     random = np.random.default_rng(1)
     for name, tensor in memory.plan.tensors.items():
-        if tensor.use in ("state", "step", "latent"):
+        if tensor.use in ("state", "carry", "step", "latent"):
             count = min(tensor.nbytes // 2, 1 << 20)
             # The upper half of a float32 in (-2, 2) is a bfloat16.
             block = (random.uniform(-1, 1, count).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
@@ -110,12 +111,13 @@ def fill(memory: DeviceMemory) -> None:
 def time_step(
     manifest: Manifest, backend: TensorRTBackend, engines: dict[str, TensorRTEngine], memory: DeviceMemory
 ) -> NDArray[np.float64]:
-    """Return the seconds of each of several forecast steps, run as a session runs them."""
+    """Return the seconds of each of several forecast steps, run as a session runs them, on all state that there is."""
+    variants = BuiltState.of_bundle(manifest).variants()["forecast"]
     steps = []
-    for turn in range(2):
+    for number in range(2 * variants):
         calls = []
         for kind, engine in engines.items():
-            names = bind(manifest, kind, variant=0, turn=turn)
+            names = bind(manifest, kind, variant=number // 2, turn=number % 2)
             prove_disjoint(manifest.graphs[kind], names, memory.plan)
             calls.append(engine.bind({name: memory[tensor] for name, tensor in names.items()}))
         steps.append(backend.sequence(calls))
@@ -124,7 +126,7 @@ def time_step(
         clock.start()
         for run in range(_RUNS):
             inputs.select(run % memory.plan.steps, full=False)
-            steps[run % 2].run()
+            steps[run % len(steps)].run()
             clock.mark()
         seconds = clock.seconds()
     return seconds

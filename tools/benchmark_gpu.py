@@ -1,12 +1,13 @@
 """The GPU's table of docs/performance.md: parity, times beside their floors, memory against its plan, the host's part.
 
-    python tools/benchmark_gpu.py --model flux-emoji:fp16 --model flux-slice:bf16 --output out/gpu
+    python -m tools.benchmark_gpu --model flux-emoji:bf16 --model flux-slice:bf16 --output out/gpu
 
 builds each model for the GPU of this machine (random weights where the repository has none), verifies and profiles it,
 and measures what the commands do not print.  Exit code 1 when a check fails.
 """
 
 import argparse
+import contextlib
 import json
 import pathlib
 import subprocess
@@ -52,7 +53,7 @@ def main() -> int:
         failed |= not build(name, precision, bundles[-1], options)
     for bundle in bundles:
         failed |= not all(list(check(bundle, options)))  # every one, whatever fails
-        rows.append(measure(bundle))
+        rows.append(measure_bundle(bundle))
         print(json.dumps(rows[-1], indent=1), flush=True)
     (options.output / "benchmark.json").write_text(json.dumps(rows, indent=1))
     print_table(rows)
@@ -105,17 +106,41 @@ class Counting:
         return counted
 
 
-def measure(folder: pathlib.Path) -> dict[str, Any]:
-    """Return what a loop costs: on the device, on the host, in memory."""
-    bundle, cuda = open_bundle(folder), load_cuda()
-    counting = cuda.runtime = Counting(cuda.runtime)
-    backend = open_backend(bundle)
-    before_engines = cuda.free_bytes()
-    model = LoadedModel(bundle.manifest, backend)
+@contextlib.contextmanager
+def counted() -> Iterator["Counting"]:
+    """Let every CUDA call of a backend that is opened meanwhile be counted."""
+    cuda = load_cuda()
+    runtime = cuda.runtime
+    counting = cuda.runtime = Counting(runtime)
+    try:
+        yield counting
+    finally:
+        cuda.runtime = runtime
+
+
+def measure_bundle(folder: pathlib.Path) -> dict[str, Any]:
+    """Return what a bundle's loop costs."""
+    bundle = open_bundle(folder)
+    with counted() as counting:
+        backend = open_backend(bundle)
+        before = load_cuda().free_bytes()
+        return measure(LoadedModel(bundle.manifest, backend), backend, before, counting)
+
+
+def measure(model: LoadedModel, backend: Any, before_engines: int, counting: "Counting") -> dict[str, Any]:
+    """Return what a loop costs: on the device, on the host, in memory.
+
+    Args:
+        model: loaded.
+        backend: of the model.
+        before_engines: bytes that were free before it was loaded.
+        counting: of the backend's CUDA calls.
+    """
+    manifest, cuda = model.manifest, load_cuda()
     before_session = cuda.free_bytes()
     with model.session() as session:
         ready = cuda.free_bytes()
-        config = CacheConfig.from_json(bundle.manifest.cache)
+        config = CacheConfig.from_json(manifest.cache)
         loops = {full: [one_loop(session, config, full, counting) for _ in range(_LOOPS)] for full in (True, False)}
         peak = before_session - min(entry["free"] for runs in loops.values() for entry in runs)
         planned = session.memory_plan.total_bytes
@@ -123,10 +148,11 @@ def measure(folder: pathlib.Path) -> dict[str, Any]:
         speedup = every["loop_ms"] / forecast["loop_ms"]
         schedule = config.schedule()
         return {
-            "model": bundle.manifest.model,
-            "precision": bundle.manifest.precision,
-            "device": backend.device.name,  # type: ignore[attr-defined]
-            "engine": f"{bundle.manifest.engine.backend} {bundle.manifest.engine.version}",
+            "model": manifest.model,
+            "precision": manifest.precision,
+            "state": f"{manifest.layout}, order {manifest.order}",
+            "device": backend.device.name,
+            "engine": f"{manifest.engine.backend} {manifest.engine.version}",
             "every_step_full": every,
             "forecasting": forecast,
             "speedup": speedup,
@@ -191,7 +217,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         memory = f"{row['peak_bytes'] / 1e6:.0f} MB ({row['peak_over_plan']:+.1%})"
         times = f"{loop['full_ms']:.3f} ms | {loop['forecast_ms']:.3f} ms | {every['loop_ms']:.1f} ms"
         print(
-            f"| {row['model']} {row['precision']} | {times} | "
+            f"| {row['model']} {row['precision']}, {row['state']} | {times} | "
             f"{loop['loop_ms']:.1f} ms | {row['speedup']:.2f}x | {row['eta']:.3f} | {memory} | "
             f"{loop['host_us_per_step']:.0f} us, {loop['allocations']} allocations, {loop['synchronizations']} waits |"
         )
