@@ -77,6 +77,9 @@ class StepInputs(Protocol):
     def select(self, step: int, *, full: bool) -> None:
         """Let the buffers hold the values of ``step``, those that its kind reads, in order with the calls."""
 
+    def look_ahead(self, target: str, source: str, steps: Sequence[int]) -> None:
+        """Let row i of the buffer ``target`` hold what the input ``source`` is at ``steps[i]``, in order."""
+
 
 class Probe(Protocol):
     """Watches one float32 number [1] without stopping for it."""

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 
+from taylorseer.accumulators import built_accumulators
 from taylorseer.manifest import GraphSpec, Manifest, TensorSpec
-from taylorseer.runtime.memory import PREPARE, MemoryPlan
+from taylorseer.runtime.memory import ACCUMULATOR, PREPARE, MemoryPlan
 
 __all__ = ["Binding", "bind", "prove_disjoint"]
 
@@ -18,7 +19,8 @@ def bind(manifest: Manifest, kind: str, *, variant: int, turn: int) -> Binding:
         manifest: of the bundle.
         kind: ``prepare``, ``full``, ``forecast`` or ``update``.
         variant: history: the slot that a full step writes; derivatives: the set that a full step writes, having read
-            the other, and that a forecast step reads.
+            the other, and that a forecast step reads; folded: which base a full step has, counted in full steps, and
+            the slot that a forecast step reads.
         turn: which of the two latents is current; the update writes the other.
     """
     graph = manifest.graphs[kind]
@@ -35,12 +37,24 @@ def _tensor(manifest: Manifest, spec: TensorSpec, variant: int, turn: int) -> st
         return f"latent.{1 - turn}"
     if spec.role == "feature":
         return f"state.{spec.feature}.{variant}"
+    if spec.role in ("accumulator", "carried"):
+        return f"{ACCUMULATOR}{_slot(manifest, spec, variant)}"
     if spec.role not in ("state", "previous"):
         return spec.name
     name = f"state.{spec.feature}.{spec.index}"
     if manifest.layout == "history":
         return name
     return f"{name}.{variant if spec.role == 'state' else 1 - variant}"
+
+
+def _slot(manifest: Manifest, spec: TensorSpec, variant: int) -> int:
+    """Return the slot of an accumulator: the one that a forecast reads is told, a full step's follow from its base."""
+    if spec.index is None:
+        return variant
+    assert manifest.folding is not None
+    built = built_accumulators(manifest.folding)
+    base = built.base(variant)
+    return (base + spec.index) % built.ring if spec.role == "carried" else built.slot(base, spec.index)
 
 
 def prove_disjoint(graph: GraphSpec, binding: Binding, plan: MemoryPlan) -> None:

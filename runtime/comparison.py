@@ -1,6 +1,7 @@
 """Every step full against a cache schedule, and against reuse on that schedule: times and fidelity, interleaved."""
 
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -41,6 +42,14 @@ class Comparison:
     """Median over pairs of (loop with every step full) / (loop on the schedule)."""
     eta: float
     """speedup / (steps / full steps); 1 is perfect."""
+    full_request_ms: float
+    """From the prompt to the image, every step full: the loop, and what prepare makes for it."""
+    request_ms: float
+    """From the prompt to the image on the schedule."""
+    request_speedup: float
+    """Median over pairs of the two."""
+    request_eta: float
+    """request_speedup / (steps / full steps)."""
     psnr_db: float
     """Against every step full."""
     reuse_psnr_db: float
@@ -85,25 +94,34 @@ def compare(
     reuse = dataclasses.replace(cache, predictor="reuse")
     generator.generate(prompts[0], seed=seeds[0], cache=cache, guidance=guidance)  # first touch of every buffer
     runs: list[tuple[Generated, Generated, Generated]] = []
+    seconds: list[list[float]] = []
     for prompt in prompts:
         for seed in seeds:
-            loops = []
+            loops, times = [], []
             for config, full in ((cache, True), (cache, False), (reuse, False)):
+                start = time.perf_counter()
                 loops.append(
                     generator.generate(prompt, seed=seed, cache=config, guidance=guidance, every_step_full=full)
                 )
+                times.append(time.perf_counter() - start)
                 on_loop()
             runs.append((loops[0], loops[1], loops[2]))
-    return _summary(generator, cache, runs)
+            seconds.append(times)
+    return _summary(generator, cache, runs, np.array(seconds))
 
 
 def _summary(
-    generator: Generator, cache: CacheConfig, runs: Sequence[tuple[Generated, Generated, Generated]]
+    generator: Generator,
+    cache: CacheConfig,
+    runs: Sequence[tuple[Generated, Generated, Generated]],
+    requests: NDArray[np.float64],
 ) -> Comparison:
+    """Return the medians; ``requests``: [pairs, 3] seconds of every whole request."""
     rows = tuple(tuple(_image(run[row]) for run in runs) for row in range(3))
     full_steps = cache.schedule().full_steps
     loops = np.array([[made.result.step_seconds.sum() for made in run[:2]] for run in runs])
     speedup = float(np.median(loops[:, 0] / loops[:, 1]))
+    request_speedup = float(np.median(requests[:, 0] / requests[:, 1]))
     taylor = [psnr_db(reference, image) for reference, image in zip(rows[0], rows[1], strict=True)]
     reuse = [psnr_db(reference, image) for reference, image in zip(rows[0], rows[2], strict=True)]
     return Comparison(
@@ -119,6 +137,10 @@ def _summary(
         forecast_ms=_step_ms(runs, full=False),
         speedup=speedup,
         eta=speedup / (cache.steps / len(full_steps)),
+        full_request_ms=float(np.median(requests[:, 0])) * 1e3,
+        request_ms=float(np.median(requests[:, 1])) * 1e3,
+        request_speedup=request_speedup,
+        request_eta=request_speedup / (cache.steps / len(full_steps)),
         psnr_db=float(np.median(taylor)),
         reuse_psnr_db=float(np.median(reuse)),
         ssim=float(np.median([ssim(a, b) for a, b in zip(rows[0], rows[1], strict=True)])),

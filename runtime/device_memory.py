@@ -4,7 +4,7 @@ import contextlib
 import copy
 import ctypes
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -178,7 +178,7 @@ class _TableInputs:
         self._memory, self._row_bytes, self._forecast_bytes = memory, plan.row_bytes, plan.forecast_row_bytes
         self._inputs = {name: tensor for name, tensor in plan.tensors.items() if tensor.use == "step"}
         self._row, self._table = memory.address + plan.row_offset, memory.address + plan.table_offset
-        self._copy = memory.cuda.runtime.cudaMemcpyAsync
+        self._copy, self._copy_rows = memory.cuda.runtime.cudaMemcpyAsync, memory.cuda.runtime.cudaMemcpy2DAsync
         self._kind = memory.cuda.runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
 
     def load(self, table: StepTable) -> None:
@@ -204,6 +204,22 @@ class _TableInputs:
         (code,) = self._copy(self._row, source, size, self._kind, self._memory.stream)
         if code:
             self._memory.cuda.check(code, "cudaMemcpyAsync")
+
+    def look_ahead(self, target: str, source: str, steps: Sequence[int]) -> None:
+        """Enqueue a copy of the column's rows for each run of consecutive steps."""
+        start, last = 0, len(steps) - 1
+        address, tensor = self._memory[target].address, self._inputs[source]
+        for row, step in enumerate(steps):
+            if row == last or steps[row + 1] != step + 1:
+                self._gather(address + start * tensor.nbytes, tensor, steps[start], row + 1 - start)
+                start = row + 1
+
+    def _gather(self, target: int, tensor: PlannedTensor, step: int, count: int) -> None:
+        source, width = self._table + step * self._row_bytes + tensor.offset, tensor.nbytes
+        stream = self._memory.stream
+        (code,) = self._copy_rows(target, width, source, self._row_bytes, width, count, self._kind, stream)
+        if code:
+            self._memory.cuda.check(code, "cudaMemcpy2DAsync")
 
 
 class _PinnedProbe:

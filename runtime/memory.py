@@ -7,14 +7,16 @@ from typing import Any, Literal
 
 import numpy as np
 
+from taylorseer.accumulators import built_accumulators
 from taylorseer.errors import MemoryPlanError
-from taylorseer.manifest import Manifest
+from taylorseer.manifest import FoldingSpec, Manifest
 from taylorseer.state_size import ITEMSIZE
 
-__all__ = ["ALIGNMENT", "PREPARE", "MemoryPlan", "PlannedTensor", "Use", "plan_memory"]
+__all__ = ["ACCUMULATOR", "ALIGNMENT", "PREPARE", "MemoryPlan", "PlannedTensor", "Use", "plan_memory"]
 
-Use = Literal["state", "latent", "prediction", "request", "prepare", "step", "probe"]
-"""A tensor is remembered, is the loop's own, belongs to the request, serves to prepare it, or differs by step."""
+Use = Literal["state", "carry", "ahead", "latent", "prediction", "request", "prepare", "step", "probe"]
+"""A tensor is remembered, makes room so that what is remembered is not written where it is read, holds the gates of
+steps to come, is the loop's own, belongs to the request, serves to prepare it, or differs by step."""
 
 ALIGNMENT = 512
 """TensorRT wants tensors on multiples of 256 bytes and working memory on multiples of 512."""
@@ -28,6 +30,9 @@ _USES: Mapping[str, Use] = {
     "prepared": "step",
     "coefficients": "step",
     "difference_scales": "step",
+    "fold_weights": "step",
+    "fold_kept": "step",
+    "gates_ahead": "ahead",
     "update_numbers": "step",
     "clip": "step",
     "probe": "probe",
@@ -36,6 +41,9 @@ _USES: Mapping[str, Use] = {
 
 PREPARE = "prepare."
 """Stands before the names of prepare's own tensors: its inputs, and the rows of the tables that it makes at once."""
+
+ACCUMULATOR = "accumulator.slot."
+"""Stands before the number of a slot in the ring of accumulators."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,8 +122,9 @@ class MemoryPlan:
 def plan_memory(manifest: Manifest, *, rows: int, steps: int, scratch_bytes: int = 0) -> MemoryPlan:
     """Return the memory plan of a session.
 
-    State tensors are called ``state.FEATURE.SLOT`` (history) or ``state.FEATURE.INDEX.SET`` (derivatives), the two
-    latents that take turns ``latent.0`` and ``latent.1``, everything else as in the graphs.
+    State tensors are called ``state.FEATURE.SLOT`` (history), ``state.FEATURE.INDEX.SET`` (derivatives) or
+    ``accumulator.slot.SLOT`` (folded), the two latents that take turns ``latent.0`` and ``latent.1``, everything else
+    as in the graphs.
 
     Args:
         manifest: of the bundle.
@@ -182,12 +191,23 @@ def _loop_tensors(manifest: Manifest) -> _Wanted:
 
 
 def _state(manifest: Manifest) -> _Wanted:
+    if manifest.folding is not None:
+        return _ring(manifest.folding)
     history, slots = manifest.layout == "history", range(manifest.order + 1)
     return {
         f"state.{feature.name}.{index}{suffix}": ("state", feature.shape, feature.dtype)
         for feature in manifest.features
         for index in slots
         for suffix in ([""] if history else [".0", ".1"])
+    }
+
+
+def _ring(folding: FoldingSpec) -> _Wanted:
+    """Of the ring's slots as many outlive a full step as it writes; the others are room."""
+    built = built_accumulators(folding)
+    return {
+        f"{ACCUMULATOR}{slot}": ("state" if slot < built.count else "carry", folding.shape, folding.dtype)
+        for slot in range(built.ring)
     }
 
 

@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -137,6 +137,11 @@ class _WrittenInputs:
         self._table: dict[str, NDArray[Any]] = {}
         for name, tensor in self._tensors.items():
             self._table[name] = np.zeros((plan.steps, *tensor.shape), tensor.numpy_dtype)
+        self._ahead = {
+            name: np.zeros(tensor.shape, tensor.numpy_dtype)
+            for name, tensor in plan.tensors.items()
+            if tensor.use == "ahead"
+        }
 
     def load(self, table: StepTable) -> None:
         """Keep the values of all steps."""
@@ -152,6 +157,13 @@ class _WrittenInputs:
         """Write the values of ``step``."""
         for name in self._tensors if full else self._forecast:
             self._memory[name].write(self._table[name][step])
+
+    def look_ahead(self, target: str, source: str, steps: Sequence[int]) -> None:
+        """Gather the rows here, for a device takes a whole tensor."""
+        rows, table = self._ahead[target], self._table[source]
+        for row, step in enumerate(steps):
+            rows[row] = table[step]
+        self._memory[target].write(rows)
 
 
 class _ReadProbe:

@@ -18,12 +18,15 @@ from taylorseer.runtime.bindings import bind, prove_disjoint
 from taylorseer.runtime.memory import plan_memory
 from taylorseer.runtime.preparation import Preparation
 from taylorseer.runtime.samplers import Sampler
-from taylorseer.runtime.step_plan import StepPlan, plan_steps, state_variants
+from taylorseer.runtime.step_plan import BuiltState, StepPlan, plan_steps
 from taylorseer.runtime.step_table import prepare_table, step_table
 
 __all__ = ["LoadedModel", "Result", "Session"]
 
 Floats = NDArray[np.float32]
+
+_GATES_AHEAD = "gates_ahead"
+"""The input of a folded full graph that is gathered from the step table, by its name there."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +81,8 @@ class Session:
             raise InputError(f"A session for requests of {steps} steps serves none: give 1 or more.")
         self.model = model
         self._busy = threading.Lock()
+        self._state = BuiltState.of_bundle(self.manifest)
+        self._gates = self.manifest.folding.gates if self.manifest.folding else None
         backend = model.backend
         self.memory_plan = plan_memory(
             self.manifest, rows=self._rows, steps=steps, scratch_bytes=backend.scratch_bytes()
@@ -166,7 +171,7 @@ class Session:
             self.memory.activate()
             if not self._calls:
                 raise InputError("This session was closed: open another one.")
-            plan = plan_steps(cache, self.manifest.layout, self.manifest.order + 1, baseline=every_step_full)
+            plan = plan_steps(cache, self._state, baseline=every_step_full)
             self._admit(latent, conditions, sampler, plan, guidance)
             seconds = self._loop(plan, on_step)
             return Result(self._finished(len(plan), on_device), seconds, np.array([step.is_full for step in plan]))
@@ -175,10 +180,12 @@ class Session:
 
     def _loop(self, plan: Sequence[StepPlan], on_step: Callable[[int, bool], None] | None) -> NDArray[np.float64]:
         """Denoise the admitted latent; return the seconds [steps] that each step took."""
-        calls, inputs, probe, clock = self._calls, self._inputs, self._probe, self._clock
+        calls, inputs, probe, clock, gates = self._calls, self._inputs, self._probe, self._clock, self._gates
         clock.start()
         for number, step in enumerate(plan):
             inputs.select(number, full=step.is_full)
+            if gates and step.ahead:
+                inputs.look_ahead(_GATES_AHEAD, gates, step.ahead)
             calls["full" if step.is_full else "forecast", step.variant, number % 2].run()
             if step.is_full or number == len(plan) - 1:
                 probe.send()
@@ -205,7 +212,7 @@ class Session:
         self._preparation.run(given, prepare_table(self.manifest, sampler, guidance=guidance), self._inputs)
         self.memory["latent.0"].write(noise, repeat=self.manifest.rows_per_image)
         for name, tensor in self.memory_plan.tensors.items():
-            if tensor.use == "state":
+            if tensor.use in ("state", "carry"):
                 self.memory[name].clear()
         self._probe.reset()
 
@@ -221,14 +228,10 @@ class Session:
 
     def _bind_all(self) -> dict[tuple[str, int, int], Call]:
         """Bind every call that a loop can make, by (kind, variant, turn), and prove each free of shared memory."""
-        manifest, sequence = self.manifest, self.model.backend.sequence
-        variants = {
-            "full": state_variants(manifest.layout, manifest.order + 1),
-            "forecast": 1 if manifest.layout == "history" else 2,
-        }
+        sequence = self.model.backend.sequence
         return {
             (kind, variant, turn): sequence([self._bind(kind, variant, turn), self._bind("update", 0, turn)])
-            for kind, count in variants.items()
+            for kind, count in self._state.variants().items()
             for variant in range(count)
             for turn in range(2)
         }
@@ -241,7 +244,7 @@ class Session:
 
         Args:
             kind: ``prepare``, ``full``, ``forecast`` or ``update``.
-            variant: which slot or set, as in :func:`taylorseer.runtime.bindings.bind`.
+            variant: which slot, set or base, as in :func:`taylorseer.runtime.bindings.bind`.
             turn: which of the two latents is current.
         """
         names = bind(self.manifest, kind, variant=variant, turn=turn)

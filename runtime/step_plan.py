@@ -4,17 +4,28 @@ It follows from the cache configuration and the state layout alone, so the loop 
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from taylorseer.accumulators import (
+    Accumulators,
+    Placement,
+    accumulators_of,
+    built_accumulators,
+    place_accumulators,
+)
 from taylorseer.config import CacheConfig
 from taylorseer.errors import ScheduleError
-from taylorseer.manifest import Layout
+from taylorseer.manifest import Layout, Manifest
 from taylorseer.predictor import derivative_coefficients, difference_scales, forecast_weights
 from taylorseer.schedule import CacheSchedule
 
-__all__ = ["StepPlan", "plan_steps", "state_variants"]
+__all__ = ["BuiltState", "StepPlan", "plan_steps"]
+
+_NOTHING: NDArray[np.float32] = np.zeros(0, np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,40 +34,83 @@ class StepPlan:
 
     is_full: bool
     variant: int
-    """Which bound call: the slot that a full step writes (history), the set that is current (derivatives)."""
+    """Which bound call: the slot that a full step writes (history); the set that is current (derivatives); which base
+    a full step has, counted in full steps, and the slot that a forecast reads (folded)."""
     numbers: NDArray[np.float32]
-    """Forecast step: the coefficients [slots] of the state tensors.  Full step: the difference scales [slots - 1]."""
+    """Forecast step: the coefficients [slots] of the state tensors.  Full step: the difference scales [slots - 1].
+    Folded: a full step's fold weights [count] and, after them, 1 for each accumulator [carried] that goes on, else 0;
+    a forecast has none."""
+    ahead: tuple[int, ...] = ()
+    """Folded, full step: the denoising step [count] whose gates each accumulator takes, this one where it is for none;
+    empty where all are for none."""
 
 
-def state_variants(layout: Layout, slots: int) -> int:
-    """Return how many differently bound full calls a layout needs: one a slot, or two sets that take turns."""
-    return slots if layout == "history" else 2
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BuiltState:
+    """What the graphs of a bundle remember."""
+
+    layout: Layout
+    slots: int
+    """Remembered tensors per feature, that is the bundle's order plus 1; without meaning for ``folded``."""
+    accumulators: Accumulators | None = None
+    """Of the layout ``folded``."""
+
+    @classmethod
+    def of_bundle(cls, manifest: Manifest) -> Self:
+        """Return what a bundle was built for."""
+        accumulators = built_accumulators(manifest.folding) if manifest.folding else None
+        return cls(layout=manifest.layout, slots=manifest.order + 1, accumulators=accumulators)
+
+    @classmethod
+    def for_config(cls, layout: Layout | Literal["auto"], config: CacheConfig) -> Self:
+        """Return what a bundle with ``config`` as its default has to be built for.
+
+        ``auto`` is answered for ``folded``: what can be served there, ``history`` serves as well.
+
+        Raises:
+            ScheduleError: a folded state, and a schedule that could not run or would forecast nothing.
+        """
+        layout = "folded" if layout == "auto" else layout
+        accumulators = accumulators_of(config.schedule(), config.order) if layout == "folded" else None
+        return cls(layout=layout, slots=config.order + 1, accumulators=accumulators)
+
+    def variants(self) -> Mapping[str, int]:
+        """Return how many differently bound calls the full and the forecast graph need.
+
+        A full step of ``history`` writes any slot and a forecast reads them all; ``derivatives`` has two sets that take
+        turns; ``folded`` has as many full calls as bases and as many forecasts as slots in its ring.
+        """
+        if self.accumulators:
+            return {"full": self.accumulators.bases, "forecast": self.accumulators.ring}
+        return {"full": self.slots, "forecast": 1} if self.layout == "history" else {"full": 2, "forecast": 2}
 
 
-def plan_steps(config: CacheConfig, layout: Layout, slots: int, *, baseline: bool = False) -> tuple[StepPlan, ...]:
+def plan_steps(config: CacheConfig, built: BuiltState, *, baseline: bool = False) -> tuple[StepPlan, ...]:
     """Return the plan of every denoising step.
 
     Args:
         config: when and how to forecast.
-        layout: the state layout of the bundle.
-        slots: remembered tensors per feature, that is the bundle's order plus 1.
+        built: what the bundle remembers.
         baseline: every step full, whatever the config says.
 
     Raises:
-        ScheduleError: the config needs a higher order than ``slots`` allow, or a predictor that the layout lacks.
+        ScheduleError: the config needs a higher order than ``built`` has slots for, a predictor that its layout lacks,
+            or more accumulators than there are.
     """
     if baseline:
         # Nothing is forecast, so order and predictor of the config have no say, whether or not the bundle has them.
         schedule, config = CacheSchedule.every_step_full(config.steps), CacheConfig(steps=config.steps, order=0)
     else:
         schedule = config.schedule()
-        if config.order >= slots:
+        if not built.accumulators and config.order >= built.slots:
             raise ScheduleError(
                 f"Order {config.order} needs {config.order + 1} remembered tensors per feature, this bundle has "
-                f"{slots}: use order {slots - 1}, or build with --order {config.order}."
+                f"{built.slots}: use order {built.slots - 1}, or build with --order {config.order}."
             )
-    plan = _history if layout == "history" else _derivatives
-    return plan(schedule, config, slots)
+    if built.accumulators:
+        return _folded(schedule, config, built.accumulators)
+    plan = _history if built.layout == "history" else _derivatives
+    return plan(schedule, config, built.slots)
 
 
 def _history(schedule: CacheSchedule, config: CacheConfig, slots: int) -> tuple[StepPlan, ...]:
@@ -91,3 +145,26 @@ def _derivatives(schedule: CacheSchedule, config: CacheConfig, slots: int) -> tu
             numbers[: order + 1] = coefficients[step]
         plan.append(StepPlan(schedule.is_full(step), current, numbers))
     return tuple(plan)
+
+
+def _folded(schedule: CacheSchedule, config: CacheConfig, built: Accumulators) -> tuple[StepPlan, ...]:
+    """A full step adds to the accumulators of the forecasts to come; a forecast reads its own where it was written."""
+    weights = forecast_weights(schedule, order=config.order, predictor=config.predictor)
+    placements = place_accumulators(schedule, weights, built)
+    plan: list[StepPlan] = []
+    slots: dict[int, int] = {}
+    for step in range(schedule.steps):
+        if step not in placements:
+            plan.append(StepPlan(False, slots[step], _NOTHING))
+            continue
+        placed = placements[step]
+        slots = {s: built.slot(placed.base, index) for index, s in enumerate(placed.steps) if s is not None}
+        variant = schedule.full_steps.index(step) % built.bases
+        ahead = tuple(step if s is None else s for s in placed.steps) if slots else ()
+        plan.append(StepPlan(True, variant, _fold_numbers(placed, weights, step), ahead))
+    return tuple(plan)
+
+
+def _fold_numbers(placed: Placement, weights: Mapping[int, Mapping[int, float]], full: int) -> NDArray[np.float32]:
+    factors = [0.0 if step is None else weights[step].get(full, 0.0) for step in placed.steps]
+    return np.array([*factors, *placed.kept], np.float32)

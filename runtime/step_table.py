@@ -25,8 +25,7 @@ def step_table(manifest: Manifest, plan: Sequence[StepPlan], sampler: Sampler, *
         guidance: classifier-free, as far as the bundle says so.
     """
     by_role = {
-        "coefficients": _numbers(plan, manifest.order + 1, full=False),
-        "difference_scales": _numbers(plan, manifest.order, full=True),
+        **_state_numbers(manifest, plan),
         "update_numbers": _update_numbers(sampler, guidance),
         "clip": np.full((len(plan), 1), sampler.clip or 0.0, np.float32),
     }
@@ -43,6 +42,18 @@ def prepare_table(manifest: Manifest, sampler: Sampler, *, guidance: float) -> d
     }
     inputs = manifest.graphs["prepare"].inputs
     return {spec.name: by_role[spec.role] for spec in inputs if spec.role in by_role}
+
+
+def _state_numbers(manifest: Manifest, plan: Sequence[StepPlan]) -> dict[str, Floats]:
+    """The numbers that the state layout asks for, by the role of the input."""
+    if manifest.folding is None:
+        return {
+            "coefficients": _numbers(plan, manifest.order + 1, full=False),
+            "difference_scales": _numbers(plan, manifest.order, full=True),
+        }
+    count = manifest.folding.accumulators
+    numbers = _numbers(plan, count + manifest.folding.carried, full=True)
+    return {"fold_weights": numbers[:, :count], "fold_kept": numbers[:, count:]}
 
 
 def _numbers(plan: Sequence[StepPlan], count: int, *, full: bool) -> Floats:

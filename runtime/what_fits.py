@@ -3,8 +3,10 @@
 import dataclasses
 import math
 
+from taylorseer.accumulators import built_accumulators
 from taylorseer.manifest import Manifest
 from taylorseer.runtime.memory import MemoryPlan, plan_memory
+from taylorseer.state_size import layout_sizes_of_bundle
 
 __all__ = ["what_fits"]
 
@@ -34,17 +36,32 @@ def _total(manifest: Manifest, plan: MemoryPlan) -> int:
 
 
 def _layout(manifest: Manifest, plan: MemoryPlan, free: int) -> list[str]:
-    if manifest.layout == "history":
+    """The layouts that need less; a bundle does not know whether its state could be folded, its build finds out."""
+    if manifest.layout == "folded":
         return []
-    fits = _total(dataclasses.replace(manifest, layout="history"), plan) <= free
-    return [f"--state history at order {manifest.order}"] if fits else []
+    advice = []
+    if manifest.layout == "derivatives" and _total(dataclasses.replace(manifest, layout="history"), plan) <= free:
+        advice.append(f"--state history at order {manifest.order}")
+    folded = layout_sizes_of_bundle(manifest, batch=_rows(plan)).get("folded")
+    if folded and plan.total_bytes - plan.bytes_by_use()["state"] + folded.state + folded.carry <= free:
+        advice.append("--state folded where the build can prove it")
+    return advice
 
 
 def _order(manifest: Manifest, plan: MemoryPlan, free: int) -> list[str]:
     for order in reversed(range(manifest.order)):
-        if _total(dataclasses.replace(manifest, order=order), plan) <= free:
+        if _total(_of_order(manifest, order), plan) <= free:
             return [f"--order {order}"]
     return []
+
+
+def _of_order(manifest: Manifest, order: int) -> Manifest:
+    """Return the manifest of a build of a lower order, as far as the state goes."""
+    if manifest.folding is None:
+        return dataclasses.replace(manifest, order=order)
+    window = built_accumulators(manifest.folding).window
+    folding = dataclasses.replace(manifest.folding, accumulators=(order + 1) * window, carried=order * window)
+    return dataclasses.replace(manifest, order=order, folding=folding)
 
 
 def _resolution(manifest: Manifest, plan: MemoryPlan, free: int) -> list[str]:

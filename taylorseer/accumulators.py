@@ -1,18 +1,21 @@
 """The accumulators of the folded state: how many a schedule needs, and where each lies at every full step.
 
 At a full step j the folded state gets ``A_s += w[s, j] * sum_m g_m(s) * F_m(j)`` for every later forecast step s that
-uses j.  ``count`` accumulators are written at a full step; ``carried`` of them go on from the full step before.  They lie
-in a ring of ``count + carried`` slots, for a call never writes what it reads: a full step reads the ``carried`` slots from
-its base on and writes the ``count`` slots after them, and the last ``carried`` of those are what the next one reads.
+uses j.  ``count`` accumulators are written at a full step; ``carried`` of them go on from the full step before.  They
+lie in a ring of ``count + carried`` slots, for a call never writes what it reads: a full step reads the ``carried``
+slots from its base on and writes the ``count`` slots after them, and the last ``carried`` of those are what the next
+one reads.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 from taylorseer.errors import ScheduleError
+from taylorseer.manifest import FoldingSpec
 from taylorseer.schedule import CacheSchedule
 
-__all__ = ["Accumulators", "Placement", "accumulators_of", "place_accumulators"]
+__all__ = ["Accumulators", "Placement", "accumulators_of", "built_accumulators", "place_accumulators"]
 
 Weights = Mapping[int, Mapping[int, float]]
 """Forecast step -> {full step: weight}, as :func:`taylorseer.predictor.forecast_weights` gives them."""
@@ -36,6 +39,15 @@ class Accumulators:
     def ring(self) -> int:
         """Slots of memory: ``count`` that outlive a full step, and as many as are read while those are written."""
         return self.count + self.carried
+
+    @property
+    def bases(self) -> int:
+        """Different bases that full steps have, one after another and again from the first."""
+        return self.ring // math.gcd(self.count, self.ring)
+
+    def base(self, number: int) -> int:
+        """Return the base of a full step by its ``number`` among the full steps: where the one before wrote last."""
+        return number * self.count % self.ring
 
     def slot(self, base: int, index: int) -> int:
         """Return the slot that a full step writes as its output ``index``; it reads input i from ``base + i``."""
@@ -64,6 +76,11 @@ def accumulators_of(schedule: CacheSchedule, order: int) -> Accumulators:
     return Accumulators(count=(order + 1) * window, carried=order * window)
 
 
+def built_accumulators(folding: FoldingSpec) -> Accumulators:
+    """Return what the graphs of a bundle were built for."""
+    return Accumulators(count=folding.accumulators, carried=folding.carried)
+
+
 def place_accumulators(schedule: CacheSchedule, weights: Weights, built: Accumulators) -> dict[int, Placement]:
     """Return where the accumulators of every full step lie.
 
@@ -77,16 +94,14 @@ def place_accumulators(schedule: CacheSchedule, weights: Weights, built: Accumul
     """
     placements: dict[int, Placement] = {}
     carried: list[int | None] = [None] * built.carried
-    base = 0
     for number, full in enumerate(schedule.full_steps):
         outputs: list[int | None] = [None] * built.count
         outputs[: built.carried] = [s if s is not None and s > full else None for s in carried]
         kept = tuple(step is not None for step in outputs[: built.carried])
         for later, step in _begun(schedule, weights, number, outputs):
             _place(outputs, step, later, built, full)
-        placements[full] = Placement(base=base, steps=tuple(outputs), kept=kept)
+        placements[full] = Placement(base=built.base(number), steps=tuple(outputs), kept=kept)
         carried = outputs[built.window :]
-        base = (base + built.count) % built.ring
     return placements
 
 

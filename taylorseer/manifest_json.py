@@ -8,16 +8,20 @@ import dataclasses
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from taylorseer.errors import BundleError, VersionError
-from taylorseer.manifest import FORMAT_VERSION, FeatureSpec, Manifest, TensorSpec
+from taylorseer.manifest import FORMAT_VERSION, FeatureSpec, FoldingSpec, Manifest, Role, TensorSpec
 
 __all__ = ["manifest_from_json", "manifest_to_json"]
 
 _DTYPES = ("float32", "float16", "bfloat16", "int64")
 _AGAIN = "build the bundle again"
+
+_FOLDED_ROLES: tuple[Role, ...] = ("accumulator", "carried", "fold_weights", "fold_kept", "gates_ahead")
+_FEATURE_ROLES: tuple[Role, ...] = ("coefficients", "difference_scales", "state", "previous", "feature")
+"""Roles of tensors that belong to the folded state, and to the layouts that remember features."""
 
 _T = TypeVar("_T")
 
@@ -78,6 +82,64 @@ def _check_parts(manifest: Manifest) -> None:
         stateful = spec.role in ("state", "previous", "feature")
         if stateful and (spec.feature not in features or not 0 <= (spec.index or 0) <= manifest.order):
             raise BundleError(f"manifest: the state tensor {spec.name!r} belongs to no feature; {_AGAIN}.")
+    _check_layout(manifest, tensors)
+
+
+def _check_layout(manifest: Manifest, tensors: Sequence[TensorSpec]) -> None:
+    """Refuse a layout that the tensors are not of."""
+    folding, layout = manifest.folding, manifest.layout
+    if (folding is not None) != (layout == "folded"):
+        held = "is missing" if folding is None else "is given"
+        raise BundleError(f"manifest.folding: it {held}, and the layout is {layout!r}; {_AGAIN}.")
+    foreign = _FOLDED_ROLES if folding is None else _FEATURE_ROLES
+    for spec in tensors:
+        if spec.role in foreign:
+            raise BundleError(f"manifest: {spec.name!r} is no tensor of the layout {layout!r}; {_AGAIN}.")
+    if folding is not None:
+        _check_folding(manifest, folding)
+
+
+def _check_folding(manifest: Manifest, folding: FoldingSpec) -> None:
+    """Refuse accumulators that the graphs do not have as the folded state needs them."""
+    count, carried = folding.accumulators, folding.carried
+    if not 0 <= carried < count or carried % (count - carried) or folding.flush_group < 1:
+        raise BundleError(
+            f"manifest.folding: {count} accumulators, {carried} of them carried on, in flush groups of "
+            f"{folding.flush_group} are no folded state; {_AGAIN}."
+        )
+    features = sorted(feature.name for feature in manifest.features)
+    if sorted(term.feature for term in folding.terms) != features:
+        raise BundleError(f"manifest.folding: the proof has not one term for each feature; {_AGAIN}.")
+    if folding.gates not in (None, *(spec.name for spec in manifest.graphs["prepare"].outputs)):
+        raise BundleError(f"manifest.folding: prepare makes no table {folding.gates!r}; {_AGAIN}.")
+    full, forecast = manifest.graphs["full"], manifest.graphs["forecast"]
+    accumulator = (folding.shape, folding.dtype)
+    _require("full", full.outputs, "accumulator", [(n, *accumulator) for n in range(count)])
+    _require("full", full.inputs, "carried", [(n, *accumulator) for n in range(carried)])
+    _require("full", full.inputs, "fold_weights", [(None, (count,), "float32")])
+    _require("full", full.inputs, "fold_kept", [(None, (carried,), "float32")] if carried else [])
+    _require("full", full.inputs, "gates_ahead", _gates_ahead(manifest, folding))
+    _require("forecast", forecast.inputs, "accumulator", [(None, *accumulator)])
+
+
+_Form = tuple[int | None, tuple[int | str, ...], str]
+"""Index, shape and dtype of a tensor."""
+
+
+def _gates_ahead(manifest: Manifest, folding: FoldingSpec) -> list[_Form]:
+    """The rows of the gates table for each accumulator."""
+    tables = [spec for spec in manifest.graphs["full"].inputs if spec.name == folding.gates]
+    return [(None, (folding.accumulators, *table.shape), table.dtype) for table in tables]
+
+
+def _require(kind: str, specs: Sequence[TensorSpec], role: Role, expected: Sequence[_Form]) -> None:
+    """Refuse tensors of ``role`` that are not the expected ones."""
+    found = [(spec.index, spec.shape, spec.dtype) for spec in specs if spec.role == role]
+    if found != list(expected):
+        raise BundleError(
+            f"manifest.graphs.{kind}: {len(found)} tensors of the role {role!r} where {len(expected)} are expected, or "
+            f"of another index, shape or dtype than the folding says; {_AGAIN}."
+        )
 
 
 def _decode(cls: type[_T], data: object, where: str) -> _T:
@@ -123,6 +185,8 @@ def _convert_union(choices: tuple[Any, ...], value: object, where: str) -> Any:
     for choice in choices:
         if choice is type(None) and value is None:
             return None
+        if dataclasses.is_dataclass(choice) and isinstance(value, Mapping):
+            return _convert(choice, value, where)  # its refusal says which field is wrong
         try:
             return _convert(choice, value, where)
         except BundleError:

@@ -45,6 +45,23 @@ def test_the_readme_commands_run_in_their_order(tmp_path: pathlib.Path) -> None:
         assert done.stdout.strip(), f"{command} said nothing"
 
 
+def test_what_is_shown_of_folding_is_what_the_commands_print(tmp_path: pathlib.Path) -> None:
+    """Lines of ``console`` blocks in docs/folding.md: each stands in the output of the command above it."""
+    blocks = re.findall(r"```console\n(.*?)```", (ROOT / "docs/folding.md").read_text("utf-8"), flags=re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    assert len([line for line in lines if line.startswith("$ ")]) >= 6
+    printed: list[str] = []
+    for line in lines:
+        if line.startswith("$ "):
+            name, *arguments = shlex.split(line[2:])
+            command = [str(pathlib.Path(sys.executable).parent / name), *arguments]
+            done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+            assert done.returncode == 0, f"{line}\n{done.stderr}"
+            printed = done.stdout.splitlines()
+        else:
+            assert line in printed, f"not printed: {line}"
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_linked_files_exist(document: str) -> None:
     text = (ROOT / document).read_text("utf-8")

@@ -5,14 +5,16 @@ import dataclasses
 import json
 import pathlib
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from taylorseer.bundle import Bundle, check_target, draft_bundle
 from taylorseer.commands.backends import BuildEngines, add_backend_options, choose_backend
-from taylorseer.commands.options import add_cache_options, add_json_option, cache_config
+from taylorseer.commands.options import add_cache_options, add_fold_options, add_json_option, cache_config, check_fold
 from taylorseer.commands.progress import progress_bar
 from taylorseer.config import PRESETS
 from taylorseer.errors import CheckpointError, DependencyError, ModelError
+from taylorseer.manifest import Layout
+from taylorseer.tensorrt_library import FLAVORS
 
 if TYPE_CHECKING:
     from taylorseer.exporter.workflow import ExportRequest
@@ -45,8 +47,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text-length", type=int, help="text tokens")
     parser.add_argument("--batch", type=int, help="largest batch that the engines serve")
     parser.add_argument(
-        "--state", default="auto", choices=("auto", "history", "derivatives"), help="what is remembered"
+        "--state",
+        default="auto",
+        choices=("auto", *reversed(get_args(Layout))),
+        help="what is remembered (default auto: folded where that is proven to be exact, otherwise history)",
     )
+    add_fold_options(parser)
     parser.add_argument("--output", metavar="DIR", help="the bundle's folder (default: bundles/NAME)")
     parser.add_argument("--overwrite", action="store_true", help="replace the bundle that is there")
     add_backend_options(parser)
@@ -68,6 +74,7 @@ def _request(options: argparse.Namespace) -> "tuple[ExportRequest, BuildEngines 
     """Check everything that can be checked before the long work starts."""
     if options.onnx is not None and (options.checkpoint or options.random_weights):
         raise CheckpointError("--onnx FILE brings its own weights: leave out --checkpoint and --random-weights.")
+    _check_state(options)
     from taylorseer.exporter.families import load_model
 
     model = load_model(options.model)
@@ -86,7 +93,10 @@ def _request(options: argparse.Namespace) -> "tuple[ExportRequest, BuildEngines 
         sizes=dataclasses.replace(model.sizes, **_given_sizes(options)),
         precision=options.precision,
         residual=options.residual,
-        layout="history" if options.state == "auto" else options.state,
+        layout=options.state,
+        accumulators=options.accumulators or "fp32",
+        flush_group=options.flush_group,
+        fold_form="chains" if options.backend in FLAVORS else "channels",
         cache=cache,
         checkpoint=None if weightless else find_checkpoint(model, options.checkpoint),
         onnx=options.onnx,
@@ -96,15 +106,27 @@ def _request(options: argparse.Namespace) -> "tuple[ExportRequest, BuildEngines 
     return request, build_engines
 
 
+def _check_state(options: argparse.Namespace) -> None:
+    """Refuse options about folding where nothing is folded."""
+    check_fold(options)
+    for name in ("accumulators", "flush_group"):
+        if getattr(options, name) is not None and options.state not in ("auto", "folded"):
+            raise ModelError(
+                f"--{name.replace('_', '-')} says how a state is folded, and --state {options.state} folds nothing: "
+                "leave one of the two out."
+            )
+
+
 def _refuse_unservable(request: "ExportRequest") -> None:
     """Refuse what would build but could not run: the bundle's own defaults have to work."""
     from taylorseer.runtime.samplers import sampler_from_config
-    from taylorseer.runtime.step_plan import plan_steps
+    from taylorseer.runtime.step_plan import BuiltState, plan_steps
 
     pipeline = request.model.pipeline
     if pipeline.guidance_mode == "classifier-free" and request.sizes.max_batch < 2:
         raise ModelError(f"{request.model.name} takes two rows per image (classifier-free guidance): give --batch 2.")
-    plan_steps(request.cache, request.layout, request.cache.order + 1)
+    layout = "history" if request.layout == "auto" else request.layout  # what holds for it holds for folded
+    plan_steps(request.cache, BuiltState.for_config(layout, request.cache))
     scheduler = request.checkpoint.scheduler if request.checkpoint else None
     sampler_from_config(scheduler or pipeline.scheduler, request.cache.steps, tokens=1)
 
@@ -147,6 +169,7 @@ def _report(bundle: Bundle, options: argparse.Namespace) -> None:
         "backend": manifest.engine.backend,
         "precision": manifest.precision,
         "state": manifest.layout,
+        "state_reason": manifest.layout_reason,
         "order": manifest.order,
         "features": len(manifest.features),
         "bytes": sum(file.bytes for file in manifest.files.values()),
@@ -155,7 +178,7 @@ def _report(bundle: Bundle, options: argparse.Namespace) -> None:
         json.dump(facts, sys.stdout, indent=1)
         print()
         return
-    why = " (auto: the layout that serves every schedule)" if options.state == "auto" else ""
+    why = f" (auto: {manifest.layout_reason})" if options.state == "auto" else ""
     print(f"{bundle.folder}: {manifest.model}, {manifest.precision}, {manifest.engine.backend}")
     print(f"  state {manifest.layout}{why}, order {manifest.order}, {len(manifest.features)} live features")
     print(f"  {len(manifest.dead_features)} features dead at a forecast step; {facts['bytes'] / 1e6:.1f} MB on disk")

@@ -118,4 +118,8 @@ def _print(result: "Comparison") -> None:
         f"speed-up {result.speedup:.2f}x, eta {result.eta:.3f} (1 is perfect); a forecast step takes "
         f"{result.forecast_ms / result.full_ms:.1%} of a full one"
     )
+    print(
+        f"whole requests, prepare included: {result.full_request_ms:.1f} ms, {result.request_ms:.1f} ms, "
+        f"{result.request_speedup:.2f}x, eta {result.request_eta:.3f}"
+    )
     print(f"closer to every step full than reuse on {result.better_than_reuse:.0%} of the pairs")

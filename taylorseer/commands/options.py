@@ -5,10 +5,13 @@ import dataclasses
 from typing import Any
 
 from taylorseer.config import PRESETS, CacheConfig
-from taylorseer.errors import ScheduleError
+from taylorseer.errors import ModelError, ScheduleError
 from taylorseer.predictor import PREDICTORS
 
-__all__ = ["add_cache_options", "add_json_option", "cache_config"]
+__all__ = ["ACCUMULATORS", "add_cache_options", "add_fold_options", "add_json_option", "cache_config", "check_fold"]
+
+ACCUMULATORS = {"fp32": "float32", "bf16": "bfloat16"}
+"""What ``--accumulators`` takes -> the dtype's name in the manifest."""
 
 _FIELDS = ("steps", "interval", "order", "warmup_steps", "cooldown_steps", "predictor", "full_steps")
 
@@ -24,6 +27,31 @@ def add_cache_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--cooldown-steps", type=int, help="this many last steps are full")
     group.add_argument("--predictor", metavar="NAME", help=f"how features are forecast: {', '.join(PREDICTORS)}")
     group.add_argument("--full-steps", metavar="0,1,2,...", help="the full steps one by one, instead of the interval")
+
+
+def add_fold_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--accumulators`` and ``--flush-group``, which say how a state is folded; see :func:`check_fold`."""
+    parser.add_argument(
+        "--accumulators",
+        choices=tuple(ACCUMULATORS),
+        help="dtype of a folded state (default fp32; bf16 takes half the memory and keeps fewer bits)",
+    )
+    parser.add_argument(
+        "--flush-group",
+        type=int,
+        metavar="N",
+        help="features that a folded state sums at once (default: as many as fit 512 MiB, 12 at the most)",
+    )
+
+
+def check_fold(options: argparse.Namespace) -> None:
+    """Refuse values of :func:`add_fold_options` that fold nothing.
+
+    Raises:
+        ModelError: a flush group of less than one feature.
+    """
+    if options.flush_group is not None and options.flush_group < 1:
+        raise ModelError(f"--flush-group {options.flush_group} sums no features: give 1 or more.")
 
 
 def add_json_option(parser: argparse.ArgumentParser) -> None:

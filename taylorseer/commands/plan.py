@@ -1,4 +1,4 @@
-"""``taylorseer plan``: what a cache schedule does and what a session keeps in memory, before anything runs."""
+"""``taylorseer plan``: what a cache schedule does, what each state layout costs and what a session keeps in memory."""
 
 import argparse
 import dataclasses
@@ -9,13 +9,23 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from taylorseer.accumulators import accumulators_of
 from taylorseer.bundle import open_bundle
-from taylorseer.commands.options import add_cache_options, add_json_option, cache_config
+from taylorseer.commands.options import (
+    ACCUMULATORS,
+    add_cache_options,
+    add_fold_options,
+    add_json_option,
+    cache_config,
+    check_fold,
+)
 from taylorseer.commands.session_memory import draw_memory, print_memory, readable_size, session_memory
 from taylorseer.config import PRESETS, CacheConfig
 from taylorseer.errors import InputError, MemoryPlanError, OutputError
+from taylorseer.manifest import Manifest
 from taylorseer.predictor import largest_weight_sum
-from taylorseer.state_size import PUBLISHED, state_bytes, state_bytes_of_bundle
+from taylorseer.schedule import CacheSchedule
+from taylorseer.state_size import PUBLISHED, Fold, LayoutSize, layout_sizes, layout_sizes_of_bundle
 
 __all__ = ["add_options", "run"]
 
@@ -36,6 +46,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="R",
         help="a forecast step's time as a share of a full step's, for the expected speed-up (default 0.05)",
     )
+    parser.add_argument(
+        "--bandwidth",
+        type=float,
+        default=3000.0,
+        metavar="GB/s",
+        help="bytes read plus bytes written in a second, for the times of the layouts (default 3000, as measured on "
+        "one H100)",
+    )
+    add_fold_options(parser)
     parser.add_argument(
         "--device-memory",
         action="store_true",
@@ -72,6 +91,9 @@ def run(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> None:
     if not 0 <= options.forecast_cost < math.inf:  # NaN too
         raise InputError(f"--forecast-cost {options.forecast_cost} is no share of a full step: give 0 or more.")
+    if not 0 < options.bandwidth < math.inf:
+        raise InputError(f"--bandwidth {options.bandwidth} moves nothing: give GB/s above 0.")
+    check_fold(options)
     if not options.bundle and (options.device_memory or options.memory_plot):
         raise InputError("--device-memory and --memory-plot are about the sessions of a bundle: give its folder.")
     if options.memory_plot and options.memory_plot.suffix.lower() != ".png":
@@ -86,17 +108,16 @@ def _plan(options: argparse.Namespace) -> dict[str, Any]:
     weights = config.weights()
     step, amplification = largest_weight_sum(weights)
     forecasts = schedule.steps - len(schedule.full_steps)
-    size: Mapping[str, int] | None
+    sizes: Sizes | None
     where: str | None
     memory: dict[str, Any] = {}
     if bundle is not None:
-        manifest = dataclasses.replace(bundle.manifest, order=config.order)
-        size, where = state_bytes_of_bundle(manifest, batch=options.batch), str(bundle.folder)
+        sizes, where = _bundle_sizes(bundle.manifest, config, options), str(bundle.folder)
         memory["memory"] = session_memory(
             bundle, batch=options.batch, steps=config.steps, load_engines=options.device_memory
         )
     else:
-        size, where = _published_state(options.preset or "flux", config.order, options.batch)
+        sizes, where = _published_sizes(options.preset or "flux", config, options)
     return {
         "cache": config.to_json(),
         "full_steps": list(schedule.full_steps),
@@ -106,18 +127,49 @@ def _plan(options: argparse.Namespace) -> dict[str, Any]:
         "forecast_cost": options.forecast_cost,
         "largest_weight_sum": amplification,
         "largest_weight_sum_step": step,
-        "state_bytes": size,
+        "state_bytes": sizes and {layout: size.state for layout, size in sizes.items()},
         "state_of": where,
+        "bandwidth_gb_s": options.bandwidth,
+        "layouts": sizes and {layout: _layout(size, options.bandwidth, schedule) for layout, size in sizes.items()},
         **memory,
     }
 
 
-def _published_state(preset: str, order: int, batch: int) -> tuple[Mapping[str, int] | None, str | None]:
-    """State of the published model that a preset is named after; None for presets without one here."""
+Sizes = Mapping[str, LayoutSize]
+
+
+def _bundle_sizes(manifest: Manifest, config: CacheConfig, options: argparse.Namespace) -> Sizes:
+    """The layouts of a bundle on this schedule; a folded one is as it was built."""
+    manifest = dataclasses.replace(manifest, order=config.order, cache=config.to_json())
+    dtype = ACCUMULATORS.get(options.accumulators)
+    return layout_sizes_of_bundle(manifest, batch=options.batch, dtype=dtype, flush_group=options.flush_group)
+
+
+def _published_sizes(preset: str, config: CacheConfig, options: argparse.Namespace) -> tuple[Sizes | None, str | None]:
+    """The layouts of the published model that a preset is named after; None for presets without one here."""
     geometry = PUBLISHED.get(preset)
     if geometry is None:
         return None, None
-    return state_bytes(geometry, order=order, batch=batch), f"{geometry.size}, bf16"
+    dtype = ACCUMULATORS[options.accumulators or "fp32"]
+    built = accumulators_of(config.schedule(), config.order)
+    fold = Fold(accumulators=built, dtype=dtype, flush_group=options.flush_group)
+    return layout_sizes(geometry, order=config.order, fold=fold, batch=options.batch), f"{geometry.size}, bf16"
+
+
+def _layout(size: LayoutSize, bandwidth: float, schedule: CacheSchedule) -> dict[str, Any]:
+    """Bytes of one layout, and how long moving them takes at so many GB/s, in a step and in a whole loop."""
+    forecast_ms, full_ms = size.forecast_moves / bandwidth / 1e6, size.full_moves / bandwidth / 1e6
+    full = len(schedule.full_steps)
+    return {
+        "state_bytes": size.state,
+        "carry_bytes": size.carry,
+        "flush_bytes": size.flush,
+        "forecast_bytes_moved": size.forecast_moves,
+        "forecast_ms": forecast_ms,
+        "full_bytes_moved": size.full_moves,
+        "full_ms": full_ms,
+        "loop_ms": full * full_ms + (schedule.steps - full) * forecast_ms,
+    }
 
 
 def _print(plan: Mapping[str, Any]) -> None:
@@ -137,11 +189,35 @@ def _print(plan: Mapping[str, Any]) -> None:
             "apart (--full-steps) or --order 0 avoid it"
         )
     if plan["state_bytes"] is not None:
-        print(f"state ({plan['state_of']}):")
-        for layout, size in plan["state_bytes"].items():
-            print(f"  {layout:12} {readable_size(size)}")
+        _print_layouts(plan)
     if "memory" in plan:
         print_memory(plan["memory"])
     print("weights (forecast step: full step x weight)")
     for step, row in plan["weights"].items():
         print(f"  {step:>3}: " + "  ".join(f"{source} x {weight:+.4g}" for source, weight in row.items()))
+
+
+def _print_layouts(plan: Mapping[str, Any]) -> None:
+    """Print a line for each layout: what it keeps, and the times that follow from bytes alone."""
+    print(f"state ({plan['state_of']}); times from bytes alone, at {plan['bandwidth_gb_s']:g} GB/s:")
+    print(
+        f"  {'':12} {'kept':10} {'beside it':>10}  {'a forecast reads':>21}  {'a full step moves':>21}  {'a loop':>8}"
+    )
+    for layout, size in plan["layouts"].items():
+        beside = size["carry_bytes"] + size["flush_bytes"]
+        print(
+            f"  {layout:12} {readable_size(size['state_bytes']):10} {readable_size(beside) if beside else '-':>10}"
+            f"  {readable_size(size['forecast_bytes_moved']):>10} {_readable_time(size['forecast_ms']):>10}"
+            f"  {readable_size(size['full_bytes_moved']):>10} {_readable_time(size['full_ms']):>10}"
+            f"  {_readable_time(size['loop_ms']):>8}"
+        )
+    folded = plan["layouts"].get("folded")
+    if folded:
+        carry, flush = readable_size(folded["carry_bytes"]), readable_size(folded["flush_bytes"])
+        print(f"  beside a folded state, within a full step alone: {carry} that it reads, {flush} of features to sum")
+
+
+def _readable_time(ms: float) -> str:
+    """Return a time with three figures and its unit."""
+    unit, figures = ("us", ms * 1e3) if ms < 0.9995 else ("ms", ms) if ms < 999.5 else ("s", ms / 1e3)
+    return f"{figures:.{max(0, 2 - int(math.log10(max(figures, 1))))}f} {unit}"

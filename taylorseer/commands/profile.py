@@ -37,14 +37,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Profile the bundle, print the report and write it with the step timeline."""
-    from taylorseer.runtime.step_plan import plan_steps
+    from taylorseer.runtime.step_plan import BuiltState, plan_steps
 
     if options.runs < 1:
         raise InputError(f"--runs is {options.runs}: give 1 or more.")
     bundle = open_bundle(options.bundle)
     output: pathlib.Path = options.output or pathlib.Path("out/profile")
     config = cache_config(options, CacheConfig.from_json(bundle.manifest.cache))
-    plan_steps(config, bundle.manifest.layout, bundle.manifest.order + 1)
+    plan_steps(config, BuiltState.of_bundle(bundle.manifest))
     _make_folder(output)
     with progress_bar("profiling", quiet=options.json) as bar:
         report = _profile(bundle, config, options, output, bar.update)

@@ -52,9 +52,54 @@ def test_a_build_an_existing_folder_and_overwriting(run: Run) -> None:
     assert names("bundles") == ["dit-tiny"]
 
 
+def test_auto_folds_where_that_is_proven_and_says_so(run: Run) -> None:
+    outcome = run("build", *TINY, "--order", 1)
+    manifest = open_bundle("bundles/dit-tiny").manifest
+    assert outcome.code == 0 and manifest.layout == "folded" and manifest.folding is not None
+    assert f"\n  state folded (auto: {manifest.layout_reason}), order 1, 6 live features\n" in outcome.out
+    assert "proven" in manifest.layout_reason
+    assert [term.feature for term in manifest.folding.terms] == [feature.name for feature in manifest.features]
+    assert (manifest.folding.accumulators, manifest.folding.carried) == (2 * 3, 3)  # interval 4
+    assert (manifest.folding.dtype, manifest.folding.flush_group, manifest.folding.form) == ("float32", 6, "channels")
+
+
+def test_how_a_state_is_folded_is_chosen(run: Run) -> None:
+    options = ("--state", "folded", "--accumulators", "bf16", "--flush-group", 4)
+    facts = run("build", *TINY, "--backend", "none", "--order", 1, *options, "--json").json
+    assert facts["state"] == "folded"
+    folding = open_bundle("bundles/dit-tiny").manifest.folding
+    assert folding is not None and (folding.dtype, folding.flush_group) == ("bfloat16", 4)
+
+
+@pytest.mark.parametrize("state", ["auto", "folded"])
+def test_a_residual_stream_in_float32_folds_as_well(run: Run, state: str) -> None:
+    options = ("--precision", "fp16", "--residual", "fp32", "--order", 1, "--state", state)
+    assert run("build", *TINY, *options, "--backend", "none", "--json").json["state"] == "folded"
+
+
+CLIPPED = ("--model", "flux-tiny", "--random-weights", "--precision", "fp16", "--order", 1, "--backend", "none")
+"""Its single blocks clip their sum to the range of float16."""
+
+
+def test_a_state_that_cannot_be_folded_is_refused(run: Run) -> None:
+    outcome = run("build", *CLIPPED, "--state", "folded", "--output", "x")
+    assert outcome.refused("cannot be folded", "a clip to the range of float16 is not linear", "Use --state history")
+    assert outcome.out == "" and names() == []
+
+
+def test_auto_falls_back_to_history_and_says_why(run: Run) -> None:
+    outcome = run("build", *CLIPPED, "--output", "x")
+    manifest = open_bundle("x").manifest
+    assert outcome.code == 0 and manifest.layout == "history" and manifest.folding is None
+    assert "a clip to the range of float16 is not linear" in manifest.layout_reason
+    assert f"\n  state history (auto: {manifest.layout_reason}), order 1, 7 live features\n" in outcome.out
+    assert f"\n  why      {manifest.layout_reason}\n" in run("inspect", "x").out
+
+
 @pytest.mark.parametrize(("options", "wide"), [(("--residual", "fp32"), 6), ((), 0)])
 def test_the_residual_stream_in_float32_where_that_is_asked_for(run: Run, options: tuple[str, ...], wide: int) -> None:
-    assert run("build", *TINY, "--precision", "fp16", "--order", 1, *options, "--output", "x").code == 0
+    history = ("--precision", "fp16", "--order", 1, "--state", "history")  # a folded forecast has no such additions
+    assert run("build", *TINY, *history, *options, "--output", "x").code == 0
     bundle = open_bundle("x")
     assert bundle.manifest.precision == "fp16" and {spec.dtype for spec in bundle.manifest.features} == {"float16"}
     for kind in ("full", "forecast"):
@@ -110,6 +155,10 @@ def test_plans_built_ahead_of_time_run_on_a_gpu_alone(run: Run, monkeypatch: pyt
         ((*TINY, "--batch", 1), "takes two rows per image (classifier-free guidance): give --batch 2"),
         ((*TINY, "--residual", "bf16"), "argument --residual: invalid choice: 'bf16' (choose from 'model', 'fp32')"),
         ((*TINY, "--state", "derivatives", "--predictor", "newton"), "history"),
+        ((*TINY, "--flush-group", 0), "--flush-group 0 sums no features: give 1 or more"),
+        ((*TINY, "--state", "history", "--accumulators", "bf16"), "--accumulators says how a state is folded, and --s"),
+        ((*TINY, "--state", "derivatives", "--flush-group", 4), "--flush-group says how a state is folded, and --sta"),
+        ((*TINY, "--state", "fold"), "argument --state: invalid choice: 'fold' (choose from 'auto', 'folded', 'histor"),
         ((*TINY, "--full-steps", "0,1,2,8", "--interval", 4), "leave out --interval and --warmup-steps"),
         (("--model", "../flux"), "There is no model '../flux'"),
         (("--model", "dit-tiny"), "dit-tiny has no published weights"),

@@ -32,6 +32,24 @@ def test_the_numbers_as_json(run: Run, bundles: Bundles, tmp_path: pathlib.Path)
         assert image.width > 4 * 3 * 32 and image.height > 3 * 3 * 32  # four pairs, three rows, enlarged three times
 
 
+@pytest.mark.parametrize("layout", ["history", "folded"])
+def test_every_layout_is_compared_with_prepare_on_both_sides(run: Run, bundles: Bundles, layout: str) -> None:
+    options = ("--prompt", "red heart", *SHORT, "--json")
+    result = run("compare", bundles("flux-emoji", layout).folder, *options).json
+    assert result["state"] == layout and result["better_than_reuse"] in (0, 1)
+    assert result["full_request_ms"] > result["full_loop_ms"] and result["request_ms"] > result["loop_ms"]
+    assert result["request_eta"] == pytest.approx(result["request_speedup"] / 2)
+
+
+def test_a_folded_state_forecasts_what_the_history_does(run: Run, bundles: Bundles) -> None:
+    options = ("--prompt", "red heart", "--prompt", "rocket", *SHORT, "--json")
+    history, folded = (
+        run("compare", bundles("flux-emoji", layout).folder, *options).json for layout in ("history", "folded")
+    )
+    for name in ("psnr_db", "reuse_psnr_db", "ssim"):  # rounding in float32, and images of 8 bits
+        assert folded[name] == pytest.approx(history[name], rel=0.02)
+
+
 def test_a_schedule_of_reuse_ties_with_reuse(run: Run, bundles: Bundles) -> None:
     options = ("--prompt", "red heart", "--predictor", "reuse", "--steps", 12, "--json")
     result = run("compare", bundles("flux-emoji").folder, *options).json
@@ -42,7 +60,15 @@ def test_the_table_and_a_file_of_prompts(run: Run, bundles: Bundles, tmp_path: p
     (tmp_path / "prompts").write_text("red heart\n\n  rocket \n")
     outcome = run("compare", bundles("flux-emoji").folder, "--prompts", tmp_path / "prompts", *SHORT)
     assert outcome.out.startswith("2 pairs, 12 steps, 6 full, state history; medians\n")
-    for line in ("every step full", "taylor ", "reuse, same schedule", "speed-up", "eta", "closer to every step"):
+    for line in (
+        "every step full",
+        "taylor ",
+        "reuse, same schedule",
+        "speed-up",
+        "eta",
+        "closer to every step",
+        "whole requests, prepare",
+    ):
         assert line in outcome.out
 
 

@@ -74,12 +74,65 @@ def test_weights_of_flux_by_hand(run: Run) -> None:
 
 def test_state_bytes_of_the_published_models(run: Run) -> None:
     flux = run("plan", "--preset", "flux", "--json").json
-    assert flux["state_bytes"] == {"derivatives": 7_650_410_496, "history": 3_825_205_248}
+    assert flux["state_bytes"] == {"derivatives": 7_650_410_496, "history": 3_825_205_248, "folded": 503_316_480}
     assert flux["state_of"] == "FLUX.1-dev, 1024x1024, bf16"
     assert run("plan", "--preset", "flux", "--order", 2, "--batch", 2, "--json").json["state_bytes"]["history"] == (
         3_825_205_248 * 3
     )
     assert run("plan", "--preset", "diffusers", "--json").json["state_bytes"] is None
+
+
+def test_layouts_side_by_side(run: Run) -> None:
+    """One fp32 accumulator of FLUX is 4096 x 3072 x 4 bytes; 76 features in bf16 take 38 times that."""
+    plan = run("plan", "--preset", "flux", "--json").json
+    one, layouts = 4096 * 3072 * 4, plan["layouts"]
+    assert list(layouts) == ["derivatives", "history", "folded"]
+    assert {name: layout["state_bytes"] for name, layout in layouts.items()} == plan["state_bytes"]
+    folded = layouts["folded"]
+    assert (folded["state_bytes"], folded["carry_bytes"], folded["flush_bytes"]) == (10 * one, 5 * one, 6 * one)
+    assert folded["forecast_bytes_moved"] == one and layouts["history"]["forecast_bytes_moved"] == 2 * 38 * one
+    assert folded["full_bytes_moved"] == (38 + 15 + 6 * 20) * one  # 7 groups of 12: six after the first
+    assert layouts["history"]["carry_bytes"] == layouts["history"]["flush_bytes"] == 0
+    for layout in layouts.values():
+        for step in ("forecast", "full"):
+            assert layout[f"{step}_ms"] == pytest.approx(layout[f"{step}_bytes_moved"] / 3000e9 * 1e3)
+        assert layout["loop_ms"] == pytest.approx(10 * layout["full_ms"] + 40 * layout["forecast_ms"])
+
+
+@pytest.mark.parametrize(("options", "most"), [(("--accumulators", "bf16"), 6.0e9), ((), 12.0e9)])
+def test_hunyuan_video_needs_117_gb_as_history_and_fits_a_gpu_folded(
+    run: Run, options: tuple[object, ...], most: float
+) -> None:
+    plan = run("plan", "--preset", "hunyuan-video", *options, "--json").json
+    assert plan["state_of"] == "HunyuanVideo, 1280x720, 129 frames, bf16"
+    assert (plan["cache"]["interval"], plan["cache"]["order"]) == (5, 1)
+    assert plan["state_bytes"]["folded"] <= most and round(plan["state_bytes"]["history"] / 1e9) == 117
+
+
+def test_larger_flush_groups_move_less(run: Run) -> None:
+    def folded(*options: object) -> Any:
+        return run("plan", "--preset", "hunyuan-video", *options, "--json").json["layouts"]["folded"]
+
+    single, eight = folded("--flush-group", 1), folded("--flush-group", 8)
+    assert eight["flush_bytes"] == 8 * single["flush_bytes"]
+    assert eight["full_bytes_moved"] < single["full_bytes_moved"] and eight["state_bytes"] == single["state_bytes"]
+
+
+def test_half_the_bandwidth_takes_twice_the_time(run: Run) -> None:
+    fast, slow = (run("plan", "--bandwidth", rate, "--json").json["layouts"] for rate in (2000, 1000))
+    for layout in fast:
+        for name in ("forecast_ms", "full_ms", "loop_ms"):
+            assert slow[layout][name] == pytest.approx(2 * fast[layout][name])
+
+
+def test_the_text_tells_the_layouts(run: Run) -> None:
+    text = run("plan", "--preset", "flux", "--bandwidth", 1500).out
+    assert "state (FLUX.1-dev, 1024x1024, bf16); times from bytes alone, at 1500 GB/s:\n" in text
+    (line,) = (line for line in text.splitlines() if line.startswith("  folded "))
+    assert line.split() == [
+        "folded", "503.32", "MB", "553.65", "MB", "50.33", "MB", "33.6", "us", "8.71", "GB", "5.80", "ms", "59.4", "ms",
+    ]  # fmt: skip
+    assert "\n  beside a folded state, within a full step alone: 251.66 MB that it reads, 301.99 MB of " in text
 
 
 def test_a_loud_window_is_warned_of(run: Run) -> None:
@@ -101,7 +154,7 @@ def test_the_text_tells_the_same(run: Run) -> None:
     text = run("plan", "--preset", "flux").out
     assert text.startswith("50 steps, 10 full: 0, 1, 2, 8, 14, 20, 26, 32, 38, 44\npredictor taylor, order 1\n")
     assert "speed-up 5.00x if forecasts were free, 4.17x with forecasts at 5% of a full step" in text
-    assert "history      3.83 GB" in text
+    assert "history      3.83 GB" in text and "folded       503.32 MB" in text
     assert "\n    7: 1 x -5  2 x +6\n" in text
 
 
@@ -114,6 +167,9 @@ def test_a_bundle_brings_its_own_defaults(run: Run, bundles: Callable[..., Bundl
     twice = run("plan", bundle.folder, "--batch", 2, "--steps", 20, "--json").json
     assert twice["state_bytes"]["history"] == 2 * plan["state_bytes"]["history"]
     assert twice["cache"]["steps"] == 20
+    assert plan["state_bytes"]["folded"] == 3 * 3 * 16 * 32 * 4  # predicted: order + 1, interval - 1
+    halves = run("plan", bundle.folder, "--accumulators", "bf16", "--json").json
+    assert halves["state_bytes"]["folded"] == plan["state_bytes"]["folded"] // 2
 
 
 @pytest.mark.parametrize(
@@ -135,6 +191,9 @@ def test_a_bundle_brings_its_own_defaults(run: Run, bundles: Callable[..., Bundl
         (("--batch", 0), "give an order >= 0 and a batch >= 1"),
         (("--forecast-cost", -0.25), "--forecast-cost -0.25 is no share of a full step: give 0 or more"),
         (("--forecast-cost", "nan"), "--forecast-cost nan"),
+        (("--bandwidth", 0), "--bandwidth 0.0 moves nothing: give GB/s above 0"),
+        (("--bandwidth", "inf"), "--bandwidth inf moves nothing"),
+        (("--flush-group", 0), "--flush-group 0 sums no features: give 1 or more"),
         (("--device-memory",), "--device-memory and --memory-plot are about the sessions of a bundle: give its folder"),
         (("--memory-plot", "plan.png"), "are about the sessions of a bundle"),
     ],
@@ -154,7 +213,7 @@ def test_json_is_all_that_is_printed(run: Run) -> None:
 
 
 @pytest.mark.parametrize("name", ["dit-tiny", "flux-tiny"])
-@pytest.mark.parametrize("layout", ["history", "derivatives"])
+@pytest.mark.parametrize("layout", ["history", "derivatives", "folded"])
 def test_the_memory_of_a_session_is_that_of_a_real_one(run: Run, bundles: Bundles, name: str, layout: str) -> None:
     bundle = bundles(name, layout)
     memory = run("plan", bundle.folder, "--steps", 20, "--json").json["memory"]
@@ -162,6 +221,10 @@ def test_the_memory_of_a_session_is_that_of_a_real_one(run: Run, bundles: Bundle
         assert memory["bytes_by_use"] == session.memory_plan.bytes_by_use()
         assert memory["total_bytes"] == session.memory_plan.total_bytes
         assert memory["bytes_by_use"]["state"] == session.state_bytes
+        rows = bundle.manifest.rows_per_image
+        layouts = run("plan", bundle.folder, "--batch", rows, "--json").json["layouts"]
+        assert layouts[layout]["state_bytes"] == session.state_bytes
+        assert layouts[layout]["carry_bytes"] == memory["bytes_by_use"].get("carry", 0)
     assert sum(memory["bytes_by_use"].values()) == memory["total_bytes"]
     assert memory["bytes_by_use"]["scratch"] == 0  # ONNX Runtime keeps it to itself
     assert (memory["images"], memory["steps"], memory["free_bytes"], memory["refusal"]) == (1, 20, None, None)
@@ -260,9 +323,11 @@ def test_a_session_that_does_not_fit(run: Run, plans: Callable[..., pathlib.Path
     folder = plans(total_bytes=needed - 5000)  # an order less, 24 kB, fits
     outcome = run("plan", folder)
     assert outcome.code == 0 and outcome.err == ""
-    assert "\n  warning: The session needs " in outcome.out and "What fits: --order 1" in outcome.out
+    assert (
+        "\n  warning: The session needs " in outcome.out and "What fits: " in outcome.out and "--order 1" in outcome.out
+    )
     outcome = run("plan", folder, "--device-memory", "--json")
-    assert outcome.refused("The session needs ", "are free on the device. What fits: --order 1")
+    assert outcome.refused("The session needs ", "are free on the device. What fits: ", "--order 1")
     assert outcome.json["memory"]["refusal"] in outcome.err and outcome.json["memory"]["free_bytes"] == needed - 5000
 
 

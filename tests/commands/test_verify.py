@@ -2,15 +2,16 @@
 
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 
 from taylorseer.bundle import Bundle
 from taylorseer.commands import verify
-from taylorseer.config import PRESETS
+from taylorseer.config import PRESETS, CacheConfig
 
 Run = Callable[..., Any]
 Bundles = Callable[..., Bundle]
@@ -24,6 +25,30 @@ def test_a_sound_bundle_passes(run: Run, bundles: Bundles, name: str, layout: st
     assert checks == dict.fromkeys(
         ["digests", "golden schedules", "linear series", "full graph", "forecast graph", "loop of 50 steps"], True
     )
+
+
+@pytest.mark.parametrize("name", ["dit-tiny", "flux-tiny"])
+def test_a_sound_bundle_of_reduced_precision_passes(run: Run, bundles: Bundles, name: str) -> None:
+    outcome = run("verify", bundles(name, precision="fp16").folder, "--json")
+    checks = {check["name"]: check for check in outcome.json["checks"]}
+    assert outcome.code == 0
+    assert "at most 2.0e-03" in checks["full graph"]["detail"]
+
+
+@pytest.mark.parametrize(("precision", "read"), [("fp32", 1 + 0.75 * 2.0**-10), ("fp16", 1 + 2.0**-10)])
+def test_the_reference_reads_the_latent_as_the_engines_do(bundles: Bundles, precision: str, read: float) -> None:
+    """In the bundle's precision: an error of the latent is not one of the engines."""
+    bundle, seen = bundles("dit-tiny", precision=precision), []
+
+    class Reference:
+        def predict(self, step: int, values: Mapping[str, Any]) -> Any:
+            seen.append(values["hidden_states"])
+            return seen[-1]
+
+    config = CacheConfig.from_json(bundle.manifest.cache)
+    predict = verify._predictor(bundle, config, 0, Reference())  # type: ignore[arg-type]
+    predict(0, np.full((2, 3, 8, 8), 1 + 0.75 * 2.0**-10, np.float32))
+    assert seen[0].dtype == np.float32 and np.unique(seen[0]).tolist() == [read]
 
 
 @pytest.mark.parametrize(

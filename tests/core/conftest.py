@@ -12,10 +12,12 @@ from taylorseer.manifest import (
     FORMAT_VERSION,
     EngineSpec,
     FeatureSpec,
+    FoldingSpec,
     GraphSpec,
     Manifest,
     PipelineSpec,
     TensorSpec,
+    TermSpec,
     UpdateNumber,
 )
 
@@ -92,6 +94,52 @@ def manifest() -> Manifest:
         weights="random",
         config={"in_channels": 2, "axes": [1, 2]},
         files={},
+    )
+
+
+@pytest.fixture
+def folded_manifest(manifest: Manifest) -> Manifest:
+    """The same with a folded state: windows of two forecasts, order 1."""
+    graphs, (prediction, *_) = manifest.graphs, manifest.graphs["full"].outputs
+    shape: tuple[int | str, ...] = ("batch", 4, 8)
+    accumulator = TensorSpec(name="accumulator", role="accumulator", shape=shape, dtype="float32")
+    written = [dataclasses.replace(accumulator, name=f"accumulator.{i}", index=i) for i in range(4)]
+    carried = [dataclasses.replace(accumulator, name=f"carried.{i}", role="carried", index=i) for i in range(2)]
+    weights = TensorSpec(name="fold_weights", role="fold_weights", shape=(4,), dtype="float32")
+    kept = TensorSpec(name="fold_kept", role="fold_kept", shape=(2,), dtype="float32")
+    table = TensorSpec(name="prepared.gates.float32", role="prepared", shape=("step_batch", 24), dtype="float32")
+    gates = dataclasses.replace(table, shape=("batch", 24))
+    ahead = TensorSpec(name="gates_ahead", role="gates_ahead", shape=(4, *gates.shape), dtype="float32")
+    rows = {"a": (0, 4), "b": (0, 3)}
+    folding = FoldingSpec(
+        accumulators=4,
+        carried=2,
+        shape=shape,
+        dtype="float32",
+        flush_group=2,
+        form="chains",
+        gates=gates.name,
+        stream="add_7",
+        terms=tuple(TermSpec(feature=f, gates=(f"gate.{f}",), rows=r, feature_rows=r) for f, r in rows.items()),
+    )
+    latent, *_, read = graphs["forecast"].inputs
+    prepare, full = graphs["prepare"], graphs["full"]
+    full = dataclasses.replace(
+        full,
+        inputs=(*full.inputs, gates, weights, ahead, kept, *carried),
+        outputs=(prediction, *written),
+    )
+    return dataclasses.replace(
+        manifest,
+        layout="folded",
+        layout_reason="the forecast is proven to be linear in its 2 features",
+        folding=folding,
+        graphs={
+            **graphs,
+            "prepare": dataclasses.replace(prepare, outputs=(*prepare.outputs, table)),
+            "full": full,
+            "forecast": dataclasses.replace(graphs["forecast"], inputs=(latent, accumulator, read)),
+        },
     )
 
 

@@ -1,5 +1,6 @@
 """The manifest: what is written is read back, and nothing that was not written by the schema is read."""
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable
@@ -24,6 +25,23 @@ def test_what_is_written_is_read_back(manifest: Manifest) -> None:
     again = manifest_from_json(manifest_to_json(manifest))
     assert again == manifest
     assert isinstance(again.features[0].shape, tuple) and again.features[1].rows == (1, 4)
+
+
+def test_a_folded_state_is_read_back(folded_manifest: Manifest) -> None:
+    again = manifest_from_json(manifest_to_json(folded_manifest))
+    assert again == folded_manifest
+    assert again.folding is not None and again.folding.terms[1].feature_rows == (0, 3)
+
+
+def test_a_folded_state_of_order_0_without_gates_is_read_back(folded_manifest: Manifest) -> None:
+    assert folded_manifest.folding is not None
+    folding = dataclasses.replace(folded_manifest.folding, accumulators=4, carried=0, gates=None)
+    full = folded_manifest.graphs["full"]
+    full = dataclasses.replace(
+        full, inputs=tuple(s for s in full.inputs if s.role not in ("carried", "fold_kept", "gates_ahead"))
+    )
+    plain = dataclasses.replace(folded_manifest, folding=folding, graphs={**folded_manifest.graphs, "full": full})
+    assert manifest_from_json(manifest_to_json(plain)) == plain
 
 
 def test_conditions_are_the_inputs_that_come_with_a_request(manifest: Manifest) -> None:
@@ -87,7 +105,15 @@ MALFORMED: dict[str, tuple[Callable[[Json], object], str]] = {
         lambda data: data["pipeline"].update(guidance=True),
         r"manifest\.pipeline\.guidance: True is not allowed",
     ),
-    "unknown layout": (lambda data: data.update(layout="folded"), r"manifest\.layout: 'folded' is not allowed"),
+    "unknown layout": (lambda data: data.update(layout="lite"), r"manifest\.layout: 'lite' is not allowed"),
+    "folded without a folding": (
+        lambda data: data.update(layout="folded"),
+        r"manifest\.folding: it is missing, and the layout is 'folded'",
+    ),
+    "a tensor of the folded state": (
+        lambda data: data["graphs"]["full"]["inputs"][0].update(role="carried"),
+        "'latent' is no tensor of the layout 'history'",
+    ),
     "unknown role": (
         lambda data: data["graphs"]["full"]["inputs"][0].update(role="text"),
         r"manifest\.graphs\.full\.inputs\[0\]\.role: 'text'",
@@ -140,3 +166,81 @@ def test_a_malformed_manifest_is_refused_where_it_is_wrong(manifest: Manifest, n
     damage, message = MALFORMED[name]
     with pytest.raises(BundleError, match=message + ".*build the bundle again"):
         manifest_from_json(damaged(manifest, damage))
+
+
+def of(kind: str, side: str, name: str) -> Callable[[Json], Json]:
+    """Return what finds a tensor of a graph."""
+    return lambda data: next(spec for spec in data["graphs"][kind][side] if spec["name"] == name)
+
+
+def without(kind: str, side: str, name: str) -> Callable[[Json], object]:
+    """Return the damage that leaves a tensor out."""
+    return lambda data: data["graphs"][kind][side].remove(of(kind, side, name)(data))
+
+
+MISFOLDED: dict[str, tuple[Callable[[Json], object], str]] = {
+    "another layout": (
+        lambda data: data.update(layout="history"),
+        r"manifest\.folding: it is given, and the layout is 'history'",
+    ),
+    "coefficients": (
+        lambda data: of("forecast", "inputs", "accumulator")(data).update(role="coefficients"),
+        "'accumulator' is no tensor of the layout 'folded'",
+    ),
+    "all are carried": (
+        lambda data: data["folding"].update(carried=4),
+        r"4 accumulators, 4 of them carried on, in flush groups of 2 are no folded state",
+    ),
+    "no whole order": (
+        lambda data: data["folding"].update(accumulators=5),
+        r"5 accumulators, 2 of them carried on, .* are no folded state",
+    ),
+    "no flush group": (lambda data: data["folding"].update(flush_group=0), r"in flush groups of 0 are no"),
+    "a feature without a term": (
+        lambda data: data["folding"]["terms"].pop(),
+        r"manifest\.folding: the proof has not one term for each feature",
+    ),
+    "an unknown table": (
+        lambda data: data["folding"].update(gates="prepared.gates.bfloat16"),
+        r"manifest\.folding: prepare makes no table 'prepared\.gates\.bfloat16'",
+    ),
+    "an unknown form": (lambda data: data["folding"].update(form="rows"), r"manifest\.folding\.form: 'rows' is not"),
+    "an output too few": (
+        without("full", "outputs", "accumulator.3"),
+        r"manifest\.graphs\.full: 3 tensors of the role 'accumulator' where 4 are expected",
+    ),
+    "outputs in another order": (
+        lambda data: of("full", "outputs", "accumulator.3")(data).update(index=2),
+        r"manifest\.graphs\.full: 4 tensors of the role 'accumulator' where 4 are expected, or of another index",
+    ),
+    "a carried one too few": (
+        without("full", "inputs", "carried.0"),
+        "1 tensors of the role 'carried' where 2 are expected",
+    ),
+    "another shape": (
+        lambda data: of("full", "inputs", "carried.1")(data).update(shape=["batch", 4, 9]),
+        "2 tensors of the role 'carried' where 2 are expected, or of another index, shape or dtype",
+    ),
+    "another dtype": (
+        lambda data: of("forecast", "inputs", "accumulator")(data).update(dtype="bfloat16"),
+        r"manifest\.graphs\.forecast: 1 tensors of the role 'accumulator' where 1 are expected, or of another",
+    ),
+    "no weights": (without("full", "inputs", "fold_weights"), "0 tensors of the role 'fold_weights' where 1 are"),
+    "no kept flags": (without("full", "inputs", "fold_kept"), "0 tensors of the role 'fold_kept' where 1 are"),
+    "no gates ahead": (without("full", "inputs", "gates_ahead"), "0 tensors of the role 'gates_ahead' where 1 are"),
+    "gates of no feature": (
+        lambda data: data["folding"].update(gates=None),
+        "1 tensors of the role 'gates_ahead' where 0 are expected",
+    ),
+    "other gates ahead": (
+        lambda data: of("full", "inputs", "gates_ahead")(data).update(shape=[4, "batch", 25]),
+        "1 tensors of the role 'gates_ahead' where 1 are expected, or of another index, shape or dtype",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISFOLDED)
+def test_a_folded_state_that_its_graphs_do_not_have_is_refused(folded_manifest: Manifest, name: str) -> None:
+    damage, message = MISFOLDED[name]
+    with pytest.raises(BundleError, match=message + ".*build the bundle again"):
+        manifest_from_json(damaged(folded_manifest, damage))

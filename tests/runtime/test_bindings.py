@@ -8,8 +8,8 @@ import pytest
 from taylorseer.bundle import Bundle
 from taylorseer.manifest import GraphSpec, Manifest, TensorSpec
 from taylorseer.runtime.bindings import bind, prove_disjoint
-from taylorseer.runtime.memory import PREPARE, MemoryPlan, PlannedTensor, plan_memory
-from taylorseer.runtime.step_plan import state_variants
+from taylorseer.runtime.memory import ACCUMULATOR, PREPARE, MemoryPlan, PlannedTensor, plan_memory
+from taylorseer.runtime.step_plan import BuiltState
 
 MODELS = ["flux-tiny", "dit-tiny", "hunyuan-video-tiny"]
 
@@ -24,6 +24,11 @@ def history(bundles: Callable[..., Bundle]) -> Manifest:
 @pytest.fixture(scope="module")
 def derivatives(bundles: Callable[..., Bundle]) -> Manifest:
     return bundles("flux-tiny", "derivatives").manifest
+
+
+@pytest.fixture(scope="module")
+def folded(bundles: Callable[..., Bundle]) -> Manifest:
+    return bundles("flux-tiny", "folded").manifest
 
 
 def same(*names: str) -> dict[str, str]:
@@ -98,6 +103,27 @@ def test_a_forecast_of_derivatives_reads_the_set_that_is_current(
     assert binding == expected and state.keys() <= binding.keys()
 
 
+@pytest.mark.parametrize(("number", "base"), [(0, 0), (1, 15), (2, 5), (3, 20), (4, 10)])
+def test_a_folded_full_step_reads_the_slots_from_its_base_on_and_writes_those_after(
+    folded: Manifest, step: dict[str, str], number: int, base: int
+) -> None:
+    """15 accumulators, of which 10 go on, take turns in a ring of 25."""
+    binding = bind(folded, "full", variant=number, turn=1)
+    slots = [f"{ACCUMULATOR}{(base + place) % 25}" for place in range(25)]
+    assert [binding[f"carried.{index}"] for index in range(10)] == slots[:10]
+    assert [binding[f"accumulator.{index}"] for index in range(15)] == slots[10:]
+    plain = same("gates_ahead", "fold_weights", "fold_kept", "prepared.gates.float32", *step)
+    assert {name: tensor for name, tensor in binding.items() if name in plain} == plain
+    assert binding["hidden_states"] == "latent.1" and len(binding) == 25 + len(plain) + 1
+
+
+@pytest.mark.parametrize("slot", [0, 14, 24])
+def test_a_folded_forecast_reads_one_slot(folded: Manifest, step: dict[str, str], slot: int) -> None:
+    expected = used(folded, "forecast", step | {"hidden_states": "latent.0", "accumulator": f"{ACCUMULATOR}{slot}"})
+    assert bind(folded, "forecast", variant=slot, turn=0) == expected
+    assert expected["accumulator"] == f"{ACCUMULATOR}{slot}"
+
+
 def used(manifest: Manifest, kind: str, binding: dict[str, str]) -> dict[str, str]:
     """Leave out what this graph does not take: a forecast reads one of the tables."""
     graph = manifest.graphs[kind]
@@ -114,7 +140,7 @@ def test_the_update_reads_one_latent_and_writes_the_other(history: Manifest, tur
     }
 
 
-@pytest.mark.parametrize("layout", ["history", "derivatives"])
+@pytest.mark.parametrize("layout", ["history", "derivatives", "folded"])
 @pytest.mark.parametrize("name", MODELS)
 def test_every_binding_of_a_session_fits_and_is_disjoint(
     bundles: Callable[..., Bundle], name: str, layout: str
@@ -123,7 +149,7 @@ def test_every_binding_of_a_session_fits_and_is_disjoint(
     manifest = dataclasses.replace(manifest, prepare_rows=64)  # the steps of 32 at once
     plan, written = plan_memory(manifest, rows=2, steps=50), set()
     for kind, graph in manifest.graphs.items():
-        for variant in range(state_variants(manifest.layout, manifest.order + 1)):
+        for variant in range(BuiltState.of_bundle(manifest).variants().get(kind, 1)):
             for turn in range(2):
                 binding = bind(manifest, kind, variant=variant, turn=turn)
                 prove_disjoint(graph, binding, plan)
@@ -134,7 +160,7 @@ def test_every_binding_of_a_session_fits_and_is_disjoint(
                     rows = {"batch": 2, "step_batch": 2 * 32}
                     assert tensor.shape == tuple(rows[n] if isinstance(n, str) else n for n in spec.shape)
     given = {f"{PREPARE}{spec.name}" for spec in manifest.graphs["prepare"].inputs}
-    given |= {tensor.name for tensor in plan.tensors.values() if tensor.use == "step"}
+    given |= {tensor.name for tensor in plan.tensors.values() if tensor.use in ("step", "ahead")}
     assert written == plan.tensors.keys() - given  # nothing is reserved that no call fills
 
 

@@ -154,6 +154,26 @@ def test_what_lies_on_the_device_is_stored_from_a_step_on(memory: DeviceMemory) 
         np.testing.assert_array_equal(memory["scales"].read()[0], expected)
 
 
+@pytest.mark.parametrize(
+    ("steps", "copies"),
+    [((1, 2, 3, 4), 1), ((0, 1, 3, 4), 2), ((2, 2, 2, 2), 4), ((4, 3, 2, 1), 4), ((0, 2, 3, 1), 3), ((3,), 1)],
+)
+def test_rows_of_steps_to_come_are_gathered_run_by_run(
+    memory: DeviceMemory, device: NullDevice, steps: tuple[int, ...], copies: int
+) -> None:
+    inputs = memory.step_inputs()
+    table = np.arange(15, dtype=np.float32).reshape(5, 1, 3)
+    inputs.load({"scales": table, "timestep": np.ones((5, 2), np.float32)})
+    memory["latent"].write(np.full((4, 3), -1, np.float32))
+    with device.counting() as counter:
+        inputs.look_ahead("latent", "scales", steps)
+    assert dict(counter) == {"cudaMemcpy2DAsync": copies}
+    expected = np.full((4, 3), -1, np.float32)
+    expected[: len(steps)] = table[list(steps), 0]
+    np.testing.assert_array_equal(memory["latent"].read(), expected)
+    assert not memory["scales"].read().any() and not memory["probe"].read().any()
+
+
 def test_the_first_rows_are_a_buffer_on_the_same_memory(memory: DeviceMemory) -> None:
     part = memory["latent"].first(2)
     assert (part.address, part.shape, part.nbytes) == (memory["latent"].address, (2, 3), 24)
@@ -215,6 +235,7 @@ def test_waiting_for_a_mark_waits_for_no_more(memory: DeviceMemory, device: Null
     ("function", "what"),
     [
         ("cudaMemcpyAsync", lambda memory: memory.step_inputs().select(0, full=True)),
+        ("cudaMemcpy2DAsync", lambda memory: memory.step_inputs().look_ahead("latent", "scales", (1, 2))),
         ("cudaMemcpyAsync", lambda memory: memory.probe("probe").send()),
         ("cudaEventRecord", lambda memory: memory.clock(2).mark()),
     ],

@@ -9,10 +9,11 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
+from taylorseer.accumulators import built_accumulators
 from taylorseer.bundle import Bundle
 from taylorseer.errors import MemoryPlanError
 from taylorseer.manifest import FeatureSpec, GraphSpec, Manifest, TensorSpec
-from taylorseer.runtime.memory import ALIGNMENT, PREPARE, MemoryPlan, plan_memory
+from taylorseer.runtime.memory import ACCUMULATOR, ALIGNMENT, PREPARE, MemoryPlan, plan_memory
 from taylorseer.state_size import state_bytes_of_bundle
 
 MODELS = ["flux-tiny", "dit-tiny", "hunyuan-video-tiny"]
@@ -121,22 +122,23 @@ def test_every_plan_is_sound(flux: Manifest, rows: int, steps: int, scratch: int
     assert plan.bytes_by_use()["scratch"] == plan.scratch_bytes == plan.total_bytes - plan.scratch_offset
 
 
-@pytest.mark.parametrize("layout", ["history", "derivatives"])
+@pytest.mark.parametrize("layout", ["history", "derivatives", "folded"])
 @pytest.mark.parametrize("name", MODELS)
 def test_every_tensor_of_a_bundle_is_there_once(bundles: Callable[..., Bundle], name: str, layout: str) -> None:
     manifest = bundles(name, layout).manifest
     plan = plan_memory(manifest, rows=4, steps=50)
     require_sound(plan)
-    suffixes = [""] if layout == "history" else [".0", ".1"]
-    state = {f"state.{f.name}.{i}{suffix}" for f in manifest.features for i in range(3) for suffix in suffixes}
+    state, carry, ahead = remembered(manifest)
     full = {spec.name: spec for spec in manifest.graphs["full"].inputs}
     prepare = manifest.graphs["prepare"]
     made = {spec.name for spec in prepare.outputs if spec.role == "prepared"}
     once = {spec.name for spec in prepare.outputs if spec.role == "request"}
-    step = {"coefficients", "update_numbers"} | made | {"difference_scales"} & full.keys()
+    numbers = {"difference_scales", "fold_weights", "fold_kept"} & full.keys()
+    numbers |= set() if layout == "folded" else {"coefficients"}
+    step = {"update_numbers"} | made | numbers
     expected = {"state": state, "latent": {"latent.0", "latent.1"}, "prediction": {"prediction"}}
     own = {f"{PREPARE}{name}" for name in (*made, *(spec.name for spec in prepare.inputs))}
-    expected |= {"request": once, "step": step, "probe": {"probe"}, "prepare": own}
+    expected |= {"request": once, "step": step, "probe": {"probe"}, "prepare": own, "carry": carry, "ahead": ahead}
     assert {use: {t.name for t in plan.tensors.values() if t.use == use} for use in expected} == expected
     assert len(plan.tensors) == sum(map(len, expected.values()))
     latent = next(spec for spec in full.values() if spec.role == "latent")
@@ -148,7 +150,34 @@ def test_every_tensor_of_a_bundle_is_there_once(bundles: Callable[..., Bundle], 
         assert plan.tensors[f"{PREPARE}{name}"].shape == (64, width)
 
 
-@pytest.mark.parametrize("layout", ["history", "derivatives"])
+def remembered(manifest: Manifest) -> tuple[set[str], set[str], set[str]]:
+    """Names of what outlives a step, of the room that a full step needs beside it, and of the gates to come."""
+    if manifest.folding is not None:
+        built = built_accumulators(manifest.folding)
+        slots = [f"{ACCUMULATOR}{slot}" for slot in range(built.ring)]
+        return set(slots[: built.count]), set(slots[built.count :]), {"gates_ahead"}
+    suffixes = [""] if manifest.layout == "history" else [".0", ".1"]
+    return {f"state.{f.name}.{i}{s}" for f in manifest.features for i in range(3) for s in suffixes}, set(), set()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_folded_state_is_planned_slot_by_slot(bundles: Callable[..., Bundle], name: str) -> None:
+    manifest = bundles(name, "folded").manifest
+    folding = manifest.folding
+    assert folding is not None
+    plan = plan_memory(manifest, rows=4, steps=50)
+    one = 4 * 4 * int(folding.shape[1]) * int(folding.shape[2])  # four rows of float32
+    parts = plan.bytes_by_use()
+    assert (parts["state"], parts["carry"]) == (folding.accumulators * one, folding.carried * one)
+    columns = next(spec.shape[1] for spec in manifest.graphs["prepare"].outputs if spec.name == folding.gates)
+    assert plan.tensors["gates_ahead"].shape == (folding.accumulators, 4, columns)
+    assert plan.tensors[str(folding.gates)].shape == (4, columns)  # a row of the step table: a full step's own
+    read = {spec.name for kind in ("forecast", "update") for spec in manifest.graphs[kind].inputs}
+    assert not read & {"fold_weights", "fold_kept", folding.gates}
+    assert plan.forecast_row_bytes < plan.row_bytes
+
+
+@pytest.mark.parametrize("layout", ["history", "derivatives", "folded"])
 def test_state_bytes_are_those_of_the_layout(bundles: Callable[..., Bundle], layout: str) -> None:
     manifest = bundles("dit-tiny", layout).manifest
     for rows in (1, 2, 8):

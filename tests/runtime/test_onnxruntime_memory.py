@@ -213,6 +213,20 @@ def test_rows_that_prepare_made_are_kept_from_their_step_on(plan: MemoryPlan) ->
         np.testing.assert_array_equal(memory[name].read(), wanted)
 
 
+def test_gates_of_steps_to_come_are_gathered(bundles: Callable[..., Bundle]) -> None:
+    manifest = bundles("dit-tiny", "folded").manifest
+    plan = plan_memory(manifest, rows=4, steps=12)
+    name, shape = "prepared.gates.float32", plan.tensors["prepared.gates.float32"].shape
+    table = np.random.default_rng(0).standard_normal((12, *shape), np.float32)
+    for memory in (host_memory(plan), OnnxRuntimeMemory(plan, lambda t: DeviceBuffer(onnxruntime, t, "cpu"))):
+        inputs = memory.step_inputs()
+        inputs.load({name: table})
+        for steps in ((3, 4, 5, 7, 8, 9, 1, 1, 1), (1,) * 9):
+            inputs.look_ahead("gates_ahead", name, steps)
+            np.testing.assert_array_equal(memory["gates_ahead"].read(), table[list(steps)])
+        assert not memory[name].read().any(), "a full step's own gates are selected, not gathered"
+
+
 def test_the_probe_reads_what_the_call_left(plan: MemoryPlan) -> None:
     memory = host_memory(plan)
     probe = memory.probe("probe")

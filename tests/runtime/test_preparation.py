@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,6 +62,10 @@ class Table:
 
     def select(self, step: int, *, full: bool) -> None:
         """Refuse: nothing is selected before the loop."""
+        raise AssertionError("no step has begun")
+
+    def look_ahead(self, target: str, source: str, steps: Sequence[int]) -> None:
+        """Refuse: nothing is gathered before the loop."""
         raise AssertionError("no step has begun")
 
     def rows(self, width: int) -> Arrays:

@@ -37,6 +37,8 @@ MODELS = ["flux-tiny", "dit-tiny", "hunyuan-video-tiny"]
 ALL_FULL = CacheConfig(steps=12, interval=4, order=1, warmup_steps=2)
 SHORT = CacheConfig(steps=12, interval=3, order=2, warmup_steps=2)
 
+LAYOUTS = ["history", "derivatives", "folded"]
+
 LAYOUTS_AGREE = 1e-5
 """Differences are divided and multiplied again in float32, and fed back through 50 steps."""
 
@@ -47,13 +49,16 @@ ENOUGH = 64 * 1024
 # What a loop gives
 
 
+@pytest.mark.parametrize("layout", ["history", "folded"])
 @pytest.mark.parametrize("name", MODELS)
-def test_a_request_leaves_nothing_for_the_next(load: Load, denoise_arguments: MakeRequest, name: str) -> None:
-    session = load(name).session()
+def test_a_request_leaves_nothing_for_the_next(
+    load: Load, denoise_arguments: MakeRequest, name: str, layout: str
+) -> None:
+    session = load(name, layout).session()
     first = session.denoise(**denoise_arguments(session, seed=1, cache=SHORT))
     second = session.denoise(**denoise_arguments(session, seed=2, cache=SHORT))
     for seed, result in ((1, first), (2, second)):
-        fresh = load(name).session()
+        fresh = load(name, layout).session()
         alone = fresh.denoise(**denoise_arguments(fresh, seed=seed, cache=SHORT))
         np.testing.assert_array_equal(result.latent, alone.latent)
     assert relative_error(first.latent, second.latent) > 0.1
@@ -66,7 +71,8 @@ def poisoned(sampler: Sampler, step: int) -> Sampler:
     return dataclasses.replace(sampler, updates=updates)
 
 
-@pytest.mark.parametrize(("layout", "step"), [("history", 1), ("history", 2), ("derivatives", 1), ("derivatives", 2)])
+@pytest.mark.parametrize("step", [1, 2])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_failed_request_leaves_nothing_either(
     load: Load, denoise_arguments: MakeRequest, layout: str, step: int
 ) -> None:
@@ -96,13 +102,41 @@ def test_a_cancelled_request_leaves_nothing_either(load: Load, denoise_arguments
     np.testing.assert_array_equal(clean.latent, fresh.denoise(**denoise_arguments(fresh)).latent)
 
 
-@pytest.mark.parametrize("name", ["flux-tiny", "dit-tiny"])
-def test_both_layouts_agree_over_a_loop(load: Load, denoise_arguments: MakeRequest, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [("flux-tiny", "derivatives"), ("dit-tiny", "derivatives"), *((name, "folded") for name in MODELS)],
+)
+def test_the_layouts_agree_over_a_loop(load: Load, denoise_arguments: MakeRequest, name: str, layout: str) -> None:
     latents = {}
-    for layout in ("history", "derivatives"):
-        session = load(name, layout).session()
-        latents[layout] = session.denoise(**denoise_arguments(session)).latent
-    assert relative_error(latents["derivatives"], latents["history"]) <= LAYOUTS_AGREE
+    for one in ("history", layout):
+        session = load(name, one).session()
+        latents[one] = session.denoise(**denoise_arguments(session)).latent
+    assert relative_error(latents[layout], latents["history"]) <= LAYOUTS_AGREE
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"order": 0},
+        {"order": 1},
+        {"predictor": "newton"},
+        {"predictor": "reuse"},
+        {"interval": 2},
+        {"warmup_steps": 1},
+        {"full_steps": (0, 1, 6, 7, 9)},
+        {"derivatives_from": 4},
+    ],
+    ids=str,
+)
+def test_a_folded_bundle_serves_other_schedules_than_its_own(
+    load: Load, denoise_arguments: MakeRequest, changes: dict[str, Any]
+) -> None:
+    cache = dataclasses.replace(SHORT, **changes)
+    latents = []
+    for layout in ("folded", "history"):
+        session = load("flux-tiny", layout).session()
+        latents.append(session.denoise(**denoise_arguments(session, cache=cache)).latent)
+    assert relative_error(*latents) <= LAYOUTS_AGREE
 
 
 @pytest.mark.parametrize(
@@ -113,6 +147,8 @@ def test_both_layouts_agree_over_a_loop(load: Load, denoise_arguments: MakeReque
         ("dit-tiny", "history"),
         ("dit-tiny", "derivatives"),
         ("hunyuan-video-tiny", "history"),
+        ("flux-tiny", "folded"),
+        ("dit-tiny", "folded"),
     ],
 )
 def test_every_step_full_is_a_loop_of_the_plain_graph(
@@ -191,8 +227,9 @@ def test_predictors_on_history(load: Load, denoise_arguments: MakeRequest) -> No
     assert relative_error(latent(predictor="reuse"), latent()) > 100 * LAYOUTS_AGREE
 
 
-def test_a_batch_is_its_images_one_by_one(load: Load, denoise_arguments: MakeRequest) -> None:
-    model = load("dit-tiny")  # its batch of 2 images is 4 rows: conditional ones first
+@pytest.mark.parametrize("layout", ["history", "folded"])
+def test_a_batch_is_its_images_one_by_one(load: Load, denoise_arguments: MakeRequest, layout: str) -> None:
+    model = load("dit-tiny", layout)  # its batch of 2 images is 4 rows: conditional ones first
     pair, single = model.session(2), model.session()
     labels = np.array([1, 2, 10, 10], np.int64)
     together = pair.denoise(
@@ -274,7 +311,7 @@ class WatchedSequence:
         self.call.run()
 
 
-@pytest.mark.parametrize("layout", ["history", "derivatives"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_all_memory_is_made_with_the_session(
     bundles: Callable[..., Bundle], denoise_arguments: MakeRequest, layout: str
 ) -> None:
@@ -302,7 +339,7 @@ def test_all_memory_is_made_with_the_session(
     assert {memory[name].address for name in plan.tensors} == owned
 
 
-@pytest.mark.parametrize("layout", ["history", "derivatives"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_no_engine_reads_the_memory_that_it_writes(
     bundles: Callable[..., Bundle], denoise_arguments: MakeRequest, layout: str
 ) -> None:
@@ -390,7 +427,9 @@ def test_a_closed_session_runs_no_request(load: Load, denoise_arguments: MakeReq
         session.denoise(**arguments)
 
 
-@pytest.mark.parametrize(("name", "layout"), [("flux-emoji", "history"), ("flux-tiny", "derivatives")])
+@pytest.mark.parametrize(
+    ("name", "layout"), [("flux-emoji", "history"), ("flux-tiny", "derivatives"), ("flux-tiny", "folded")]
+)
 def test_steps_allocate_nothing(load: Load, denoise_arguments: MakeRequest, name: str, layout: str) -> None:
     session = load(name, layout).session()
     smallest = min(math.prod(shape) * 4 for shape in feature_shapes(session))
@@ -422,6 +461,12 @@ def test_state_bytes_are_those_of_the_layout(load: Load) -> None:
     assert load("flux-tiny").session().state_bytes == 3 * one_slot
     assert load("flux-tiny", "derivatives").session().state_bytes == 6 * one_slot
     assert load("flux-tiny").session(2).state_bytes == 6 * one_slot
+    model = load("flux-tiny", "folded")
+    folding = model.manifest.folding
+    assert folding is not None
+    one = math.prod(int(size) for size in folding.shape[1:]) * 4
+    assert model.session().state_bytes == folding.accumulators * one == 3 * 5 * one
+    assert model.session(2).state_bytes == 6 * 5 * one
 
 
 def test_the_result_is_the_callers_and_the_noise_is_kept(load: Load, denoise_arguments: MakeRequest) -> None:
@@ -635,6 +680,8 @@ def test_weights_with_nan_stop_the_first_step(
     [
         ("history", CacheConfig(steps=12, order=3), "Order 3 needs 4 remembered tensors .*: use order 2, or build"),
         ("derivatives", CacheConfig(steps=12, order=3), "Order 3 needs 4 remembered tensors"),
+        ("folded", CacheConfig(steps=30, interval=3, order=3), "more than the 15 accumulators .* 5 forecasts in a row"),
+        ("folded", CacheConfig(steps=30, interval=20), "more than the 15 accumulators of this bundle"),
         ("derivatives", CacheConfig(steps=12, predictor="newton"), "'newton' was asked of the state layout"),
         ("history", CacheConfig(steps=8), "with 8 steps or fewer there is too little to forecast from"),
         ("history", CacheConfig(steps=12, interval=1), "Interval 1 makes every step full, so nothing is forecast"),

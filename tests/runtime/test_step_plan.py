@@ -1,14 +1,15 @@
-"""The plan of a loop: carried out on random numbers, both state layouts give the forecasts that the weights say."""
+"""The plan of a loop: carried out on random numbers, every state layout gives the forecasts that the weights say."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from taylorseer.accumulators import Accumulators
 from taylorseer.config import PRESETS, CacheConfig
 from taylorseer.errors import ScheduleError
 from taylorseer.predictor import forecast_weights
-from taylorseer.runtime.step_plan import plan_steps, state_variants
+from taylorseer.runtime.step_plan import BuiltState, plan_steps
 
 ROUNDING = 1e-6
 """Coefficients and scales are float32; each rounds once, by 6e-8, and at most 2 * 4 of them are multiplied."""
@@ -33,7 +34,7 @@ def configs(draw: st.DrawFn) -> CacheConfig:
 def history_forecasts(config: CacheConfig, slots: int, features: list[float]) -> Forecasts:
     """What the session does with slots, on one number per feature; slots that were never written hold a trap."""
     remembered, made = np.full(slots, 0.0), {}
-    for step, planned in enumerate(plan_steps(config, "history", slots)):
+    for step, planned in enumerate(plan_steps(config, BuiltState(layout="history", slots=slots))):
         if planned.is_full:
             remembered[planned.variant] = features[step]
         else:
@@ -45,7 +46,7 @@ def history_forecasts(config: CacheConfig, slots: int, features: list[float]) ->
 def derivative_forecasts(config: CacheConfig, slots: int, features: list[float]) -> Forecasts:
     """What the session and the full graph do with two sets of derivatives; magnitudes go through the same sums."""
     sets, sizes, made = np.zeros((2, slots)), np.zeros((2, slots)), {}
-    for step, planned in enumerate(plan_steps(config, "derivatives", slots)):
+    for step, planned in enumerate(plan_steps(config, BuiltState(layout="derivatives", slots=slots))):
         current, previous = planned.variant, 1 - planned.variant
         if planned.is_full:
             sets[current, 0], sizes[current, 0] = features[step], abs(features[step])
@@ -55,6 +56,29 @@ def derivative_forecasts(config: CacheConfig, slots: int, features: list[float])
         else:
             numbers = planned.numbers.astype(np.float64)
             made[step] = (float(numbers @ sets[current]), float(np.abs(numbers) @ sizes[current]))
+    return made
+
+
+def folded_forecasts(config: CacheConfig, spare: int, features: list[float]) -> Forecasts:
+    """What the session and the full graph do with a ring; a slot that was never written, or lent out, holds a trap."""
+    built = BuiltState.for_config("folded", config).accumulators
+    assert built is not None
+    window, order = built.window + spare, built.carried // built.window
+    built = Accumulators(count=(order + 1) * window, carried=order * window)
+    ring, sizes, made = np.full(built.ring, 1e3), np.full(built.ring, 1e3), {}
+    for step, planned in enumerate(plan_steps(config, BuiltState(layout="folded", slots=1, accumulators=built))):
+        if not planned.is_full:
+            made[step] = (ring[planned.variant], sizes[planned.variant])
+            continue
+        weights, kept = np.split(planned.numbers.astype(np.float64), [built.count])
+        base = planned.variant * built.count % built.ring
+        read = [(base + index) % built.ring for index in range(built.carried)]
+        written = [(base + built.carried + index) % built.ring for index in range(built.count)]
+        assert not {*read} & {*written}
+        sums, magnitudes = weights * features[step], abs(weights * features[step])
+        sums[: built.carried] += kept * ring[read]
+        magnitudes[: built.carried] += kept * sizes[read]
+        ring[written], sizes[written] = sums, magnitudes
     return made
 
 
@@ -80,15 +104,24 @@ def test_derivatives_reproduce_the_weights(config: CacheConfig, spare: int, seed
     assert_follows_the_weights(derivative_forecasts(config, config.order + 1 + spare, features), config, features)
 
 
+@settings(max_examples=200, deadline=None, database=None)
+@given(configs(), st.integers(0, 3), st.integers(0, 2**32 - 1))
+def test_folded_reproduces_the_weights(config: CacheConfig, spare: int, seed: int) -> None:
+    features = list(np.random.default_rng(seed).standard_normal(config.steps))
+    assert_follows_the_weights(folded_forecasts(config, spare, features), config, features)
+
+
 @pytest.mark.parametrize("preset", PRESETS)
-def test_the_presets_on_both_layouts(preset: str) -> None:
+def test_the_presets_on_every_layout(preset: str) -> None:
     config, features = PRESETS[preset], list(np.random.default_rng(1).standard_normal(50))
     for forecasts in (history_forecasts, derivative_forecasts):
         assert_follows_the_weights(forecasts(config, config.order + 1, features), config, features)
+    assert_follows_the_weights(folded_forecasts(config, 0, features), config, features)
 
 
 def test_slots_rotate_in_the_order_of_full_steps() -> None:
-    plan = plan_steps(CacheConfig(steps=12, full_steps=(0, 1, 5, 6, 10), order=2), "history", 3)
+    config = CacheConfig(steps=12, full_steps=(0, 1, 5, 6, 10), order=2)
+    plan = plan_steps(config, BuiltState.for_config("history", config))
     assert [(step, planned.variant) for step, planned in enumerate(plan) if planned.is_full] == [
         (0, 0),
         (1, 1),
@@ -96,20 +129,21 @@ def test_slots_rotate_in_the_order_of_full_steps() -> None:
         (6, 0),
         (10, 1),
     ]
-    assert state_variants("history", 3) == 3
+    assert BuiltState.for_config("history", config).variants() == {"full": 3, "forecast": 1}
 
 
 def test_sets_take_turns_and_a_forecast_reads_the_newest() -> None:
-    plan = plan_steps(CacheConfig(steps=9, full_steps=(0, 3, 4), order=1), "derivatives", 2)
+    config = CacheConfig(steps=9, full_steps=(0, 3, 4), order=1)
+    plan = plan_steps(config, BuiltState.for_config("derivatives", config))
     assert [planned.variant for planned in plan] == [1, 1, 1, 0, 1, 1, 1, 1, 1]
-    assert state_variants("derivatives", 2) == 2
+    assert BuiltState.for_config("derivatives", config).variants() == {"full": 2, "forecast": 2}
 
 
 @pytest.mark.parametrize("layout", ["history", "derivatives"])
 @pytest.mark.parametrize("predictor", ["taylor", "reuse", "newton"])
 def test_the_baseline_asks_nothing_of_the_config_but_its_steps(layout: str, predictor: str) -> None:
     config = CacheConfig(steps=5, order=9, predictor=predictor)  # too few steps and too high an order to forecast
-    plan = plan_steps(config, layout, 3, baseline=True)  # type: ignore[arg-type]
+    plan = plan_steps(config, BuiltState(layout=layout, slots=3), baseline=True)  # type: ignore[arg-type]
     assert [planned.is_full for planned in plan] == [True] * 5
     assert all(planned.numbers.shape == (2,) for planned in plan)
 
@@ -117,9 +151,78 @@ def test_the_baseline_asks_nothing_of_the_config_but_its_steps(layout: str, pred
 @pytest.mark.parametrize("layout", ["history", "derivatives"])
 def test_an_order_above_the_bundles_is_refused(layout: str) -> None:
     with pytest.raises(ScheduleError, match=r"Order 3 needs 4 remembered tensors .* has 3: use order 2, or build with"):
-        plan_steps(CacheConfig(order=3), layout, 3)  # type: ignore[arg-type]
+        plan_steps(CacheConfig(order=3), BuiltState(layout=layout, slots=3))  # type: ignore[arg-type]
 
 
 def test_newton_is_refused_by_derivatives() -> None:
     with pytest.raises(ScheduleError, match="'newton' was asked of the state layout 'derivatives'"):
-        plan_steps(CacheConfig(predictor="newton"), "derivatives", 2)
+        plan_steps(CacheConfig(predictor="newton"), BuiltState(layout="derivatives", slots=2))
+
+
+# The folded state
+
+FOLDED = CacheConfig(steps=12, full_steps=(0, 1, 5, 6, 10), order=1)
+"""Two forecasts in a row at the most, or three: the windows are 2..4, 7..9 and 11."""
+
+
+def test_bases_take_turns_and_each_forecast_reads_a_slot_of_its_own() -> None:
+    built = BuiltState.for_config("folded", FOLDED)
+    assert built.accumulators == Accumulators(count=6, carried=3)
+    assert built.variants() == {"full": 3, "forecast": 9}  # 9 slots, of which a full step moves on by 6
+    plan = plan_steps(FOLDED, built)
+    assert [planned.variant for planned in plan if planned.is_full] == [0, 1, 2, 0, 1]
+    assert {step: planned.variant for step, planned in enumerate(plan) if not planned.is_full} == {
+        # The full step at 1 has base 6: it writes the slots 0 to 5, and the forecasts up to the next are the first.
+        2: 0,
+        3: 1,
+        4: 2,
+        # At 6 the base is 0 again.
+        7: 3,
+        8: 4,
+        9: 5,
+        11: 0,
+    }
+
+
+def test_a_full_step_is_told_weights_kept_accumulators_and_the_steps_whose_gates_it_needs() -> None:
+    plan, weights = plan_steps(FOLDED, BuiltState.for_config("folded", FOLDED)), FOLDED.weights()
+    first, second = plan[0], plan[1]
+    # The first full step writes nothing for itself: 2..4 come after the second, which goes on with them.
+    assert first.ahead == (0, 0, 0, 2, 3, 4) and second.ahead == (2, 3, 4, 1, 1, 1)
+    expected = [0, 0, 0, *(weights[step][0] for step in (2, 3, 4)), 0, 0, 0]
+    np.testing.assert_array_equal(first.numbers, np.array(expected, np.float32))
+    expected = [*(weights[step][1] for step in (2, 3, 4)), 0, 0, 0, 1, 1, 1]
+    np.testing.assert_array_equal(second.numbers, np.array(expected, np.float32))
+    assert all(planned.ahead == () and planned.numbers.size == 0 for planned in plan if not planned.is_full)
+
+
+@pytest.mark.parametrize("predictor", ["taylor", "reuse", "newton"])
+def test_a_folded_baseline_adds_up_nothing(predictor: str) -> None:
+    built = BuiltState(layout="folded", slots=3, accumulators=Accumulators(count=6, carried=4))
+    plan = plan_steps(CacheConfig(steps=5, order=9, predictor=predictor), built, baseline=True)
+    assert [planned.is_full for planned in plan] == [True] * 5
+    assert not any(planned.numbers.any() for planned in plan)
+    assert all(planned.ahead == () for planned in plan)
+    assert all(planned.numbers.shape == (10,) for planned in plan)
+
+
+def test_any_order_is_folded_whose_accumulators_suffice() -> None:
+    """No more than two full steps precede a forecast here, so that order 3 is order 1."""
+    built = BuiltState.for_config("folded", CacheConfig(interval=6, order=1))
+    low, high = (CacheConfig(steps=12, full_steps=(0, 6, 11), order=order) for order in (1, 3))
+    for one, other in zip(plan_steps(low, built), plan_steps(high, built), strict=True):
+        np.testing.assert_array_equal(one.numbers, other.numbers)
+        assert (one.variant, one.ahead) == (other.variant, other.ahead)
+
+
+def test_a_schedule_that_needs_more_accumulators_is_refused() -> None:
+    built = BuiltState.for_config("folded", CacheConfig(interval=4, order=1))
+    with pytest.raises(
+        ScheduleError, match=r"needs more than the 6 accumulators of this bundle, which serve 3 .*--int"
+    ):
+        plan_steps(CacheConfig(interval=6, order=1), built)
+
+
+def test_what_auto_is_built_for_is_a_folded_state() -> None:
+    config = CacheConfig(predictor="newton")
+    assert BuiltState.for_config("auto", config) == BuiltState.for_config("folded", config)

@@ -13,7 +13,7 @@ from taylorseer.config import CacheConfig
 from taylorseer.manifest import Manifest, TensorSpec, UpdateNumber
 from taylorseer.runtime.memory import plan_memory
 from taylorseer.runtime.samplers import Sampler, sampler_from_config
-from taylorseer.runtime.step_plan import StepPlan, plan_steps
+from taylorseer.runtime.step_plan import BuiltState, StepPlan, plan_steps
 from taylorseer.runtime.step_table import prepare_table, step_table
 
 CACHE = CacheConfig(steps=12, interval=3, order=2, warmup_steps=2)
@@ -26,7 +26,7 @@ def sampler_of(manifest: Manifest) -> Sampler:
 
 
 def planned(manifest: Manifest) -> tuple[StepPlan, ...]:
-    return plan_steps(CACHE, manifest.layout, manifest.order + 1)
+    return plan_steps(CACHE, BuiltState.of_bundle(manifest))
 
 
 def table_of(manifest: Manifest, *, guidance: float = 3.5) -> dict[str, NDArray[Any]]:
@@ -37,7 +37,7 @@ def prepared_by(manifest: Manifest, *, guidance: float = 3.5) -> dict[str, NDArr
     return dict(prepare_table(manifest, sampler_of(manifest), guidance=guidance))
 
 
-@pytest.mark.parametrize("layout", ["history", "derivatives"])
+@pytest.mark.parametrize("layout", ["history", "derivatives", "folded"])
 @pytest.mark.parametrize("name", ["flux-tiny", "dit-tiny", "hunyuan-video-tiny"])
 def test_it_has_a_row_a_step_for_each_step_input_that_prepare_does_not_make(
     bundles: Callable[..., Bundle], name: str, layout: str
@@ -96,9 +96,25 @@ def test_full_steps_have_their_difference_scales_and_forecasts_none(bundles: Cal
     assert table["difference_scales"].any() and table["coefficients"].any()
 
 
+def test_full_steps_have_their_fold_weights_and_forecasts_none(bundles: Callable[..., Bundle]) -> None:
+    manifest = bundles("flux-tiny", "folded").manifest
+    table, plan = table_of(manifest), planned(manifest)
+    assert not table.keys() & {"coefficients", "difference_scales"}
+    for step, weights, kept in zip(plan, table["fold_weights"], table["fold_kept"], strict=True):
+        np.testing.assert_array_equal(np.concatenate([weights, kept]), step.numbers if step.is_full else np.zeros(25))
+    assert weights.shape == (15,) and table["fold_weights"].any() and table["fold_kept"].any()
+
+
+def test_every_step_full_folds_nothing(bundles: Callable[..., Bundle]) -> None:
+    manifest = bundles("flux-tiny", "folded").manifest
+    plan = plan_steps(CACHE, BuiltState.of_bundle(manifest), baseline=True)
+    table = step_table(manifest, plan, sampler_of(manifest), guidance=1.0)
+    assert len(table["fold_weights"]) == 12 and not table["fold_weights"].any() and not table["fold_kept"].any()
+
+
 def test_every_step_full_has_no_coefficients(bundles: Callable[..., Bundle]) -> None:
     manifest = bundles("flux-tiny").manifest
-    plan = plan_steps(CACHE, manifest.layout, manifest.order + 1, baseline=True)
+    plan = plan_steps(CACHE, BuiltState.of_bundle(manifest), baseline=True)
     table = step_table(manifest, plan, sampler_of(manifest), guidance=1.0)
     assert len(table["coefficients"]) == 12 and not table["coefficients"].any()
 

@@ -28,7 +28,7 @@ Load = Callable[..., LoadedModel]
 MakeRequest = Callable[..., dict[str, Any]]
 
 MODELS = ["flux-tiny", "dit-tiny", "hunyuan-video-tiny"]
-LAYOUTS = ["history", "derivatives"]
+LAYOUTS = ["history", "derivatives", "folded"]
 SHORT = CacheConfig(steps=12, interval=3, order=2, warmup_steps=2)
 
 WAITS = ("cudaStreamSynchronize", "cudaEventSynchronize", "cudaMemcpy", "cudaFree")
@@ -67,9 +67,10 @@ def test_a_request_leaves_nothing_for_the_next(
             assert relative_error(session.denoise(**arguments).latent, expected.latent) <= gpu.tolerance
 
 
-def test_a_batch_of_two(gpu: Gpu, load: Load, denoise_arguments: MakeRequest) -> None:
+@pytest.mark.parametrize("layout", ["history", "folded"])
+def test_a_batch_of_two(gpu: Gpu, load: Load, denoise_arguments: MakeRequest, layout: str) -> None:
     latents = []
-    for model in (load("dit-tiny"), gpu.load("dit-tiny")):
+    for model in (load("dit-tiny", layout), gpu.load("dit-tiny", layout)):
         with model.session(2) as session:
             arguments = denoise_arguments(session, latent=initial_noise(session.latent_shape, 0))
             arguments["conditions"] = {"class_labels": np.array([1, 2, 10, 10], np.int64)}
@@ -110,11 +111,12 @@ def exported(session: Session, latent: Any) -> Any:
     return buffer.export(session.batch)
 
 
+@pytest.mark.parametrize("layout", ["history", "folded"])
 def test_a_device_that_does_nothing_before_it_is_waited_for(
-    null_gpu: NullGpu, load: Load, denoise_arguments: MakeRequest
+    null_gpu: NullGpu, load: Load, denoise_arguments: MakeRequest, layout: str
 ) -> None:
-    reference = load("flux-tiny").session()
-    with null_gpu.load("flux-tiny").session() as session:
+    reference = load("flux-tiny", layout).session()
+    with null_gpu.load("flux-tiny", layout).session() as session:
         null_gpu.device.lazy = True
         for seed in range(2):
             expected = reference.denoise(**denoise_arguments(reference, seed=seed, cache=SHORT)).latent
@@ -153,13 +155,18 @@ def test_a_step_is_a_copy_and_a_launch(
     launch = ["cudaGraphLaunch"] if cuda_graphs else ["execute_async_v3"] * 2
     for number, (step, full) in enumerate(zip(steps, result.full_steps, strict=True)):
         probe = ["cudaMemcpyAsync"] if full or number == 49 else []  # is the prediction finite?
-        assert step == ["cudaMemcpyAsync", *launch, *probe]
+        ahead = step.count("cudaMemcpy2DAsync")  # gates of forecasts to come, a copy for each run of them
+        assert step == ["cudaMemcpyAsync", *["cudaMemcpy2DAsync"] * ahead, *launch, *probe]
+        assert (ahead > 0) == (layout == "folded" and bool(full))
+        if 2 <= number <= 32:  # all accumulators are in use: of three windows, each a run of steps
+            assert ahead in (0, 3)
 
 
+@pytest.mark.parametrize("layout", ["history", "folded"])
 def test_requests_allocate_nothing_and_wait_at_their_ends_alone(
-    null_gpu: NullGpu, denoise_arguments: MakeRequest
+    null_gpu: NullGpu, denoise_arguments: MakeRequest, layout: str
 ) -> None:
-    with null_gpu.load("flux-tiny").session() as session:
+    with null_gpu.load("flux-tiny", layout).session() as session:
         counters: list[collections.Counter[str]] = []
         used = null_gpu.device.used_bytes
         for cache in (SHORT, CacheConfig.from_preset("flux", order=1)):

@@ -18,10 +18,14 @@ SCRATCH = 5000
 
 
 def plan_of(manifest: Manifest, rows: int = 2, **changes: Any) -> MemoryPlan:
+    if manifest.folding is not None and "order" in changes:  # the accumulators of a build of that order
+        window = manifest.folding.accumulators - manifest.folding.carried
+        count, carried = (changes["order"] + 1) * window, changes["order"] * window
+        changes["folding"] = dataclasses.replace(manifest.folding, accumulators=count, carried=carried)
     return plan_memory(dataclasses.replace(manifest, **changes), rows=rows, steps=20, scratch_bytes=SCRATCH)
 
 
-@pytest.fixture(params=["history", "derivatives"])
+@pytest.fixture(params=["history", "derivatives", "folded"])
 def manifest(request: pytest.FixtureRequest, bundles: Bundles) -> Manifest:
     """Of a large model: only its own sizes matter, not those of its graphs."""
     small = bundles("dit-tiny", request.param).manifest
@@ -48,12 +52,23 @@ def test_the_history_layout_is_named_where_it_fits(bundles: Bundles) -> None:
     manifest = bundles("dit-tiny", "derivatives").manifest
     plan, enough = plan_of(manifest), plan_of(manifest, layout="history").total_bytes
     assert "--state history at order 2" in what_fits(manifest, plan, enough)
-    assert "--state" not in what_fits(manifest, plan, enough - 1)
+    assert "--state history" not in what_fits(manifest, plan, enough - 1)
 
 
-def test_the_history_layout_is_not_advised_to_itself(bundles: Bundles) -> None:
-    manifest = bundles("dit-tiny", "history").manifest
-    assert "--state" not in what_fits(manifest, plan_of(manifest), plan_of(manifest).total_bytes - 1)
+@pytest.mark.parametrize("layout", ["history", "derivatives"])
+def test_the_folded_layout_is_named_where_it_fits(bundles: Bundles, layout: str) -> None:
+    """To the builder's proof: the sizes are those of a bundle that was folded."""
+    manifest, folded = bundles("dit-tiny", layout).manifest, plan_of(bundles("dit-tiny", "folded").manifest)
+    plan, sizes = plan_of(manifest), folded.bytes_by_use()
+    enough = plan.total_bytes - plan.bytes_by_use()["state"] + sizes["state"] + sizes["carry"]
+    assert "--state folded where the build can prove it" in what_fits(manifest, plan, enough)
+    assert "--state folded" not in what_fits(manifest, plan, enough - 1)
+
+
+@pytest.mark.parametrize("layout", ["history", "folded"])
+def test_no_layout_is_advised_to_itself(bundles: Bundles, layout: str) -> None:
+    manifest = bundles("dit-tiny", layout).manifest
+    assert f"--state {layout}" not in what_fits(manifest, plan_of(manifest), plan_of(manifest).total_bytes - 1)
 
 
 @pytest.mark.parametrize("fraction", [0.9, 0.5, 0.25, 0.1])
@@ -78,4 +93,5 @@ def test_several_ways_make_one_sentence(bundles: Bundles) -> None:
     manifest = bundles("dit-tiny", "derivatives").manifest
     plan = plan_of(manifest)
     advice = what_fits(manifest, plan, plan.total_bytes - 1)
-    assert advice == "What fits: --state history at order 2; or --order 1."
+    folded = "--state folded where the build can prove it"
+    assert advice == f"What fits: --state history at order 2; or {folded}; or --order 1."
