@@ -22,7 +22,7 @@ _FLOAT = ir.DataType.FLOAT
 
 
 class GraphWriter:
-    """Appends float32 nodes with known shapes to a graph; its ``finish`` puts them in their order."""
+    """Appends float32 nodes with known shapes to a graph; :func:`cleaning.finish` puts them in their order."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
@@ -87,7 +87,7 @@ def weighted_sums(
         writer: of the full graph.
         form: how to add.
         features: [batch, rows, width] each, of any float dtype.
-        factors: for each feature, float32 [batch, accumulators, width].
+        factors: for each feature, float32 [batch, accumulators, width]; all [1, accumulators, width] if ungated.
         started: what some accumulators have already, float32 [batch, rows, width] as the sums.
         group: features that are taken at once.
     """
@@ -121,14 +121,17 @@ def _chain(
 
 
 def _channels(writer: GraphWriter, features: Sequence[ir.Value], factors: Sequence[ir.Value]) -> list[ir.Value]:
-    batch, rows, width = _shape(features[0])
-    count, members = _size(factors[0], 1), len(features)
+    batch, rows, width = _shape(features[0])[0], _size(features[0], 1), _size(features[0], 2)
+    gated, count, members = _shape(factors[0])[0], _size(factors[0], 1), len(features)
     stacked = _stack(writer, features, (batch, members, rows, width))
     channels = writer.add("Transpose", [stacked], (batch, width, members, rows), perm=[0, 3, 1, 2])
-    gates = _stack(writer, factors, (batch, members, count, width))
-    gates = writer.add("Transpose", [gates], (batch, width, count, members), perm=[0, 3, 2, 1])
+    gates = _stack(writer, factors, (gated, members, count, width))
+    gates = writer.add("Transpose", [gates], (gated, width, count, members), perm=[0, 3, 2, 1])
     sums = writer.add("MatMul", [gates, channels], (batch, width, count, rows))
-    return [_rows_first(writer, part, (batch, width, rows)) for part in writer.split(sums, 2, [1] * count)]
+    # The accumulators side by side: what is split off then has no axis to be removed, which would copy it.
+    sums = writer.add("Reshape", [sums, writer.integers(0, width, count * rows)], (batch, width, count * rows))
+    parts = writer.split(sums, 2, [rows] * count)
+    return [writer.add("Transpose", [part], (batch, rows, width), perm=[0, 2, 1]) for part in parts]
 
 
 def _stack(writer: GraphWriter, values: Sequence[ir.Value], shape: Sequence[int | str]) -> ir.Value:
@@ -137,13 +140,6 @@ def _stack(writer: GraphWriter, values: Sequence[ir.Value], shape: Sequence[int 
     axis = writer.integers(1)
     parts = [writer.add("Unsqueeze", [value, axis], (batch, 1, inner, width)) for value in values]
     return parts[0] if len(parts) == 1 else writer.add("Concat", parts, shape, axis=1)
-
-
-def _rows_first(writer: GraphWriter, value: ir.Value, shape: Sequence[int | str]) -> ir.Value:
-    """Turn [batch, width, 1, rows] into [batch, rows, width]: a matrix at a time, which ONNX Runtime does quickly."""
-    batch, width, rows = shape
-    matrix = writer.add("Squeeze", [value, writer.integers(2)], shape)
-    return writer.add("Transpose", [matrix], (batch, rows, width), perm=[0, 2, 1])
 
 
 def _shape(value: ir.Value) -> list[int | str]:

@@ -2,7 +2,7 @@
 
 Before: full:     ``... feature.0, feature.1, ...``
         forecast: ``final(Add(Add(embed(latent), Mul(gate_0, sum_k c_k X_0k)), Mul(gate_1, sum_k c_k X_1k)))``
-After:  full:     ``accumulator.i = kept_i * carried.i + weight_i * (gates_ahead_i0 * F_0 + gates_ahead_i1 * F_1)``
+After:  full:     ``accumulator.i = carried.i + weight_i * (gates_ahead_i0 * F_0 + gates_ahead_i1 * F_1)``
         forecast: ``final(Add(embed(latent), accumulator))``
 """
 
@@ -132,7 +132,10 @@ class FoldedState:
         if self.proof.embed_rows != (0, embed.shape[1]):  # type: ignore[index]
             embed = slice_rows(embed, 1, *self.proof.embed_rows, graph, None)
         total = writer.add("Add", [writer.cast(embed), writer.cast(accumulator)], self._shape)
-        stream.replace_all_uses_with(writer.cast(total, stream.dtype), replace_graph_outputs=True)
+        total = writer.cast(total, stream.dtype)
+        if stream.is_graph_output():
+            total.name, stream.name = stream.name, None
+        stream.replace_all_uses_with(total, replace_graph_outputs=True)
         drop_unused(forecast)
 
     def rewrite_full(self, full: ir.Model, features: Mapping[str, ir.Value]) -> None:
@@ -191,14 +194,9 @@ class FoldedState:
         return writer.add("Expand", [factor, writer.integers(1, 1, width)], shape)  # type: ignore[arg-type]
 
     def _carried(self, writer: GraphWriter) -> dict[int, ir.Value]:
-        """Return what each accumulator that goes on has already, float32."""
+        """Return what each accumulator that goes on has already, float32; zero where it begins."""
         count = self.options.accumulators.carried
-        if not count:
-            return {}
-        kept = writer.split(self._input(writer.graph, "fold_kept", [count]), 0, [1] * count)
-        carried = [writer.cast(self._input(writer.graph, f"carried.{index}")) for index in range(count)]
-        pairs = enumerate(zip(carried, kept, strict=True))
-        return {index: writer.add("Mul", pair, self._shape) for index, pair in pairs}
+        return {index: writer.cast(self._input(writer.graph, f"carried.{index}")) for index in range(count)}
 
     def _input(
         self, graph: ir.Graph, name: str, shape: Sequence[int | str] | None = None, dtype: ir.DataType | None = None
@@ -211,7 +209,8 @@ class FoldedState:
 
 
 def _value(graph: ir.Graph, name: str) -> ir.Value:
-    return next(value for node in graph for value in node.outputs if value.name == name)
+    made = (value for node in graph for value in node.outputs)
+    return next(value for value in (*graph.inputs, *made) if value.name == name)
 
 
 def _fixed(value: ir.Value, axis: int) -> int:

@@ -21,7 +21,6 @@ _NAMED: Mapping[str, Role] = {
     "difference_scales": "difference_scales",
     "accumulator": "accumulator",
     "fold_weights": "fold_weights",
-    "fold_kept": "fold_kept",
     "gates_ahead": "gates_ahead",
 }
 

@@ -31,7 +31,6 @@ _USES: Mapping[str, Use] = {
     "coefficients": "step",
     "difference_scales": "step",
     "fold_weights": "step",
-    "fold_kept": "step",
     "gates_ahead": "ahead",
     "update_numbers": "step",
     "clip": "step",

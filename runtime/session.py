@@ -15,7 +15,7 @@ from taylorseer.manifest import Manifest
 from taylorseer.runtime.admission import check_settings, checked_array, checked_conditions, require_finite, total
 from taylorseer.runtime.backend import Backend, Buffer, Call, Engine
 from taylorseer.runtime.bindings import bind, prove_disjoint
-from taylorseer.runtime.memory import plan_memory
+from taylorseer.runtime.memory import ACCUMULATOR, plan_memory
 from taylorseer.runtime.preparation import Preparation
 from taylorseer.runtime.samplers import Sampler
 from taylorseer.runtime.step_plan import BuiltState, StepPlan, plan_steps
@@ -184,6 +184,8 @@ class Session:
         clock.start()
         for number, step in enumerate(plan):
             inputs.select(number, full=step.is_full)
+            for slot in step.cleared:
+                self.memory[f"{ACCUMULATOR}{slot}"].clear()
             if gates and step.ahead:
                 inputs.look_ahead(_GATES_AHEAD, gates, step.ahead)
             calls["full" if step.is_full else "forecast", step.variant, number % 2].run()

@@ -38,11 +38,12 @@ class StepPlan:
     a full step has, counted in full steps, and the slot that a forecast reads (folded)."""
     numbers: NDArray[np.float32]
     """Forecast step: the coefficients [slots] of the state tensors.  Full step: the difference scales [slots - 1].
-    Folded: a full step's fold weights [count] and, after them, 1 for each accumulator [carried] that goes on, else 0;
-    a forecast has none."""
+    Folded: a full step's fold weights [count]; a forecast has none."""
     ahead: tuple[int, ...] = ()
     """Folded, full step: the denoising step [count] whose gates each accumulator takes, this one where it is for none;
     empty where all are for none."""
+    cleared: tuple[int, ...] = ()
+    """Folded, full step: slots that have to be zero before it; of another forecast that has been made."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -161,10 +162,11 @@ def _folded(schedule: CacheSchedule, config: CacheConfig, built: Accumulators) -
         slots = {s: built.slot(placed.base, index) for index, s in enumerate(placed.steps) if s is not None}
         variant = schedule.full_steps.index(step) % built.bases
         ahead = tuple(step if s is None else s for s in placed.steps) if slots else ()
-        plan.append(StepPlan(True, variant, _fold_numbers(placed, weights, step), ahead))
+        cleared = tuple((placed.base + index) % built.ring for index in placed.over)
+        plan.append(StepPlan(True, variant, _fold_weights(placed, weights, step), ahead, cleared))
     return tuple(plan)
 
 
-def _fold_numbers(placed: Placement, weights: Mapping[int, Mapping[int, float]], full: int) -> NDArray[np.float32]:
+def _fold_weights(placed: Placement, weights: Mapping[int, Mapping[int, float]], full: int) -> NDArray[np.float32]:
     factors = [0.0 if step is None else weights[step].get(full, 0.0) for step in placed.steps]
-    return np.array([*factors, *placed.kept], np.float32)
+    return np.array(factors, np.float32)

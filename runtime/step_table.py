@@ -51,9 +51,7 @@ def _state_numbers(manifest: Manifest, plan: Sequence[StepPlan]) -> dict[str, Fl
             "coefficients": _numbers(plan, manifest.order + 1, full=False),
             "difference_scales": _numbers(plan, manifest.order, full=True),
         }
-    count = manifest.folding.accumulators
-    numbers = _numbers(plan, count + manifest.folding.carried, full=True)
-    return {"fold_weights": numbers[:, :count], "fold_kept": numbers[:, count:]}
+    return {"fold_weights": _numbers(plan, manifest.folding.accumulators, full=True)}
 
 
 def _numbers(plan: Sequence[StepPlan], count: int, *, full: bool) -> Floats:

@@ -63,7 +63,10 @@ class Placement:
     steps: tuple[int | None, ...]
     """[count] the forecast step that each output is for; None: for none."""
     kept: tuple[bool, ...]
-    """[carried] whether each input goes on as the output of the same index; otherwise what it was for is over."""
+    """[carried] whether each input goes on as the output of the same index."""
+    over: tuple[int, ...]
+    """Inputs whose forecast has been made: they are to be zero before the full step adds them to something else.  All
+    others that do not go on are zero already, because nothing was ever added to them."""
 
 
 def accumulators_of(schedule: CacheSchedule, order: int) -> Accumulators:
@@ -100,7 +103,8 @@ def place_accumulators(schedule: CacheSchedule, weights: Weights, built: Accumul
         kept = tuple(step is not None for step in outputs[: built.carried])
         for later, step in _begun(schedule, weights, number, outputs):
             _place(outputs, step, later, built, full)
-        placements[full] = Placement(base=built.base(number), steps=tuple(outputs), kept=kept)
+        over = tuple(index for index, step in enumerate(carried) if step is not None and not kept[index])
+        placements[full] = Placement(base=built.base(number), steps=tuple(outputs), kept=kept, over=over)
         carried = outputs[built.window :]
     return placements
 

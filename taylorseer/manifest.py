@@ -41,7 +41,6 @@ Role = Literal[
     "accumulator",
     "carried",
     "fold_weights",
-    "fold_kept",
     "gates_ahead",
     "prediction",
     "prepared",

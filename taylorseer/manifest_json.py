@@ -19,7 +19,7 @@ __all__ = ["manifest_from_json", "manifest_to_json"]
 _DTYPES = ("float32", "float16", "bfloat16", "int64")
 _AGAIN = "build the bundle again"
 
-_FOLDED_ROLES: tuple[Role, ...] = ("accumulator", "carried", "fold_weights", "fold_kept", "gates_ahead")
+_FOLDED_ROLES: tuple[Role, ...] = ("accumulator", "carried", "fold_weights", "gates_ahead")
 _FEATURE_ROLES: tuple[Role, ...] = ("coefficients", "difference_scales", "state", "previous", "feature")
 """Roles of tensors that belong to the folded state, and to the layouts that remember features."""
 
@@ -117,7 +117,6 @@ def _check_folding(manifest: Manifest, folding: FoldingSpec) -> None:
     _require("full", full.outputs, "accumulator", [(n, *accumulator) for n in range(count)])
     _require("full", full.inputs, "carried", [(n, *accumulator) for n in range(carried)])
     _require("full", full.inputs, "fold_weights", [(None, (count,), "float32")])
-    _require("full", full.inputs, "fold_kept", [(None, (carried,), "float32")] if carried else [])
     _require("full", full.inputs, "gates_ahead", _gates_ahead(manifest, folding))
     _require("forecast", forecast.inputs, "accumulator", [(None, *accumulator)])
 

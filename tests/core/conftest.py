@@ -106,7 +106,6 @@ def folded_manifest(manifest: Manifest) -> Manifest:
     written = [dataclasses.replace(accumulator, name=f"accumulator.{i}", index=i) for i in range(4)]
     carried = [dataclasses.replace(accumulator, name=f"carried.{i}", role="carried", index=i) for i in range(2)]
     weights = TensorSpec(name="fold_weights", role="fold_weights", shape=(4,), dtype="float32")
-    kept = TensorSpec(name="fold_kept", role="fold_kept", shape=(2,), dtype="float32")
     table = TensorSpec(name="prepared.gates.float32", role="prepared", shape=("step_batch", 24), dtype="float32")
     gates = dataclasses.replace(table, shape=("batch", 24))
     ahead = TensorSpec(name="gates_ahead", role="gates_ahead", shape=(4, *gates.shape), dtype="float32")
@@ -126,7 +125,7 @@ def folded_manifest(manifest: Manifest) -> Manifest:
     prepare, full = graphs["prepare"], graphs["full"]
     full = dataclasses.replace(
         full,
-        inputs=(*full.inputs, gates, weights, ahead, kept, *carried),
+        inputs=(*full.inputs, gates, weights, ahead, *carried),
         outputs=(prediction, *written),
     )
     return dataclasses.replace(

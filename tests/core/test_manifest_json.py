@@ -37,9 +37,7 @@ def test_a_folded_state_of_order_0_without_gates_is_read_back(folded_manifest: M
     assert folded_manifest.folding is not None
     folding = dataclasses.replace(folded_manifest.folding, accumulators=4, carried=0, gates=None)
     full = folded_manifest.graphs["full"]
-    full = dataclasses.replace(
-        full, inputs=tuple(s for s in full.inputs if s.role not in ("carried", "fold_kept", "gates_ahead"))
-    )
+    full = dataclasses.replace(full, inputs=tuple(s for s in full.inputs if s.role not in ("carried", "gates_ahead")))
     plain = dataclasses.replace(folded_manifest, folding=folding, graphs={**folded_manifest.graphs, "full": full})
     assert manifest_from_json(manifest_to_json(plain)) == plain
 
@@ -226,7 +224,6 @@ MISFOLDED: dict[str, tuple[Callable[[Json], object], str]] = {
         r"manifest\.graphs\.forecast: 1 tensors of the role 'accumulator' where 1 are expected, or of another",
     ),
     "no weights": (without("full", "inputs", "fold_weights"), "0 tensors of the role 'fold_weights' where 1 are"),
-    "no kept flags": (without("full", "inputs", "fold_kept"), "0 tensors of the role 'fold_kept' where 1 are"),
     "no gates ahead": (without("full", "inputs", "gates_ahead"), "0 tensors of the role 'gates_ahead' where 1 are"),
     "gates of no feature": (
         lambda data: data["folding"].update(gates=None),

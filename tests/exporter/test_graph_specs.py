@@ -47,7 +47,11 @@ def spec_of(name: str, **options: Any) -> TensorSpec:
         ("prediction", "prediction"),
         ("coefficients", "coefficients"),
         ("difference_scales", "difference_scales"),
+        ("accumulator", "accumulator"),  # the one that a forecast reads
+        ("fold_weights", "fold_weights"),
+        ("gates_ahead", "gates_ahead"),
         ("prepared.forecast.float32", "prepared"),
+        ("prepared.gates.float32", "prepared"),
         ("request.linear_7", "request"),
     ],
 )
@@ -61,6 +65,12 @@ def test_names_without_a_feature(name: str, role: str) -> None:
 def test_state_tensors_belong_to_a_feature_and_have_an_index(feature: str, kind: str, role: str) -> None:
     spec = spec_of(f"{kind}.{feature}.2")
     assert (spec.role, spec.feature, spec.index) == (role, feature, 2)
+
+
+@pytest.mark.parametrize("role", ["accumulator", "carried"])
+def test_accumulators_of_a_full_graph_have_an_index_and_no_feature(role: str) -> None:
+    spec = spec_of(f"{role}.12")
+    assert (spec.role, spec.feature, spec.index) == (role, None, 12)
 
 
 def test_a_feature_has_no_index() -> None:

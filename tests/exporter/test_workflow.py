@@ -1,10 +1,12 @@
 """Whole exports: precisions, determinism, batches, refusals, and the published FLUX."""
 
 import itertools
+import os
 import pathlib
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,10 +19,14 @@ from taylorseer.errors import CheckpointError
 from taylorseer.exporter.checkpoints import Checkpoint
 from taylorseer.exporter.families import load_model
 from taylorseer.exporter.workflow import ExportRequest, export, split_model
+from taylorseer.manifest import FoldingSpec, Role, TensorSpec
+from taylorseer.manifest_json import manifest_from_json, manifest_to_json
 
 TINY = ["flux-tiny", "dit-tiny", "hunyuan-video-tiny"]
 
 DIT = load_model("dit-tiny")
+
+SLOW = pytest.mark.skipif("TAYLORSEER_SLOW_TESTS" not in os.environ, reason="a minute; set TAYLORSEER_SLOW_TESTS=1")
 
 
 def exported(folder: pathlib.Path, request: ExportRequest) -> Bundle:
@@ -154,6 +160,65 @@ def test_a_model_is_split_in_memory_too() -> None:
     assert all(value.const_value is not None for value in stages.forecast.graph.initializers.values())
 
 
+def test_a_folded_export_says_what_is_folded_and_how(tmp_path: pathlib.Path) -> None:
+    request = ExportRequest(
+        model=DIT,
+        sizes=DIT.sizes,
+        cache=CacheConfig(order=1, interval=3),
+        layout="folded",
+        accumulators="bf16",
+        flush_group=4,
+        fold_form="chains",
+        graphs_only=True,
+    )
+    manifest = exported(tmp_path / "bundle", request).manifest
+    folding = folding_of(manifest_from_json(manifest_to_json(manifest)).folding)
+    assert folding == manifest.folding
+    assert (folding.accumulators, folding.carried) == (2 * 2, 1 * 2)  # order 1, two forecasts in a row
+    assert (folding.shape, folding.dtype) == (("batch", 16, 32), "bfloat16")
+    assert (folding.flush_group, folding.form, folding.gates) == (4, "chains", "prepared.gates.float32")
+    assert [term.feature for term in folding.terms] == [feature.name for feature in manifest.features]
+    assert manifest.layout == "folded" and "linear in its 6 features" in manifest.layout_reason
+    full, forecast = manifest.graphs["full"], manifest.graphs["forecast"]
+    assert [spec.index for spec in with_role(full.outputs, "accumulator")] == [0, 1, 2, 3]
+    assert [spec.index for spec in with_role(full.inputs, "carried")] == [0, 1]
+    (accumulator,) = with_role(forecast.inputs, "accumulator")
+    parts = [*with_role(full.outputs, "accumulator"), *with_role(full.inputs, "carried"), accumulator]
+    assert {(spec.shape, spec.dtype) for spec in parts} == {(folding.shape, folding.dtype)}
+    assert accumulator.index is None
+    (ahead,), (weights,) = (with_role(full.inputs, role) for role in ("gates_ahead", "fold_weights"))
+    assert (ahead.shape, weights.shape) == ((4, "batch", 6 * 32), (4,))
+    for spec in (*full.inputs, *full.outputs, *forecast.inputs):
+        assert spec.role not in ("feature", "state", "coefficients", "previous")
+
+
+def with_role(specs: Sequence[TensorSpec], role: Role) -> list[TensorSpec]:
+    return [spec for spec in specs if spec.role == role]
+
+
+def folding_of(folding: FoldingSpec | None) -> FoldingSpec:
+    assert folding is not None
+    return folding
+
+
+def test_a_residual_in_float32_is_folded_without_a_rounding_of_the_sum() -> None:
+    stages = split_model(
+        ExportRequest(
+            model=DIT, sizes=DIT.sizes, precision="bf16", residual="fp32", cache=CacheConfig(order=1), layout="folded"
+        )
+    )
+    assert stages.folded is not None and len(stages.folded.proof.casts) == 6
+    accumulator = next(value for value in stages.forecast.graph.inputs if value.name == "accumulator")
+    ((addition, _),) = accumulator.uses()
+    assert [value.dtype for value in (*addition.inputs, *addition.outputs) if value] == [ir.DataType.FLOAT] * 3
+    assert stages.folded.spec(2).dtype == "float32"
+
+
+def test_without_a_word_the_history_is_remembered(bundles: Any) -> None:
+    manifest = bundles("dit-tiny").manifest
+    assert (manifest.layout, manifest.folding, manifest.layout_reason) == ("history", None, "")
+
+
 def test_the_published_flux_at_its_published_size(tmp_path: pathlib.Path) -> None:
     """FLUX.1-dev at 1024x1024 in bf16, without its 24 GB of weights: one slow export, seen four ways."""
     model = load_model("flux")
@@ -183,6 +248,49 @@ def test_the_published_dit_forecasts_with_little(tmp_path: pathlib.Path) -> None
         assert not [name for name in names if "norm1.emb" in name or "norm1.linear" in name or "proj_out_1" in name]
     modulations = [name for name in weights(bundle.path("graphs/prepare.onnx")) if "norm1.linear.weight" in name]
     assert len(modulations) == 28
+
+
+def test_the_published_dit_folds_56_features(tmp_path: pathlib.Path) -> None:
+    model = load_model("dit")
+    cache = CacheConfig.from_preset("dit")
+    request = ExportRequest(
+        model=model, sizes=model.sizes, precision="bf16", cache=cache, layout="auto", graphs_only=True
+    )
+    bundle = exported(tmp_path / "dit", request)
+    folds_all_for_what_the_schedule_needs(bundle, cache, 56)
+    assert folding_of(bundle.manifest.folding).shape == ("batch", 256, 1152)
+    assert 0 < weight_bytes(bundle.path("graphs/forecast.onnx")) <= 1_500_000
+    for kind in ("full", "forecast"):
+        names = weights(bundle.path(f"graphs/{kind}.onnx"))
+        assert names
+        assert not [name for name in names if "norm1.emb" in name or "norm1.linear" in name or "proj_out_1" in name]
+
+
+@SLOW
+def test_the_published_flux_folds_76_features(tmp_path: pathlib.Path) -> None:
+    model, cache = load_model("flux"), CacheConfig.from_preset("flux")
+    request = ExportRequest(
+        model=model, sizes=model.sizes, precision="bf16", cache=cache, layout="auto", graphs_only=True
+    )
+    bundle = exported(tmp_path / "flux", request)
+    folds_all_for_what_the_schedule_needs(bundle, cache, 76)
+    assert folding_of(bundle.manifest.folding).shape == ("batch", 4096, 3072)
+    assert folding_of(bundle.manifest.folding).flush_group == 12
+    forecasts_without_a_weight_of_a_block(bundle.path("graphs/forecast.onnx"))
+    refers_to_each_of_12_billion_parameters_once(bundle)
+    tables = {spec.name: spec.shape[1] for spec in with_role(bundle.manifest.graphs["prepare"].outputs, "prepared")}
+    assert (tables["prepared.gates.bfloat16"], tables["prepared.forecast.bfloat16"]) == (76 * 3072, 2 * 3072)
+
+
+def folds_all_for_what_the_schedule_needs(bundle: Bundle, cache: CacheConfig, features: int) -> None:
+    folding = folding_of(bundle.manifest.folding)
+    assert bundle.manifest.layout == "folded"
+    assert len(folding.terms) == len(bundle.manifest.features) == features
+    assert folding.accumulators == (cache.order + 1) * (cache.interval - 1)
+    assert folding.carried == cache.order * (cache.interval - 1)
+    assert folding.dtype == "float32" and folding.gates == "prepared.gates.bfloat16"
+    assert len(with_role(bundle.manifest.graphs["full"].outputs, "accumulator")) == folding.accumulators
+    assert not with_role(bundle.manifest.graphs["full"].outputs, "feature")
 
 
 def weights(path: pathlib.Path) -> dict[str, ir.ExternalTensor]:

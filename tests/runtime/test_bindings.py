@@ -112,7 +112,7 @@ def test_a_folded_full_step_reads_the_slots_from_its_base_on_and_writes_those_af
     slots = [f"{ACCUMULATOR}{(base + place) % 25}" for place in range(25)]
     assert [binding[f"carried.{index}"] for index in range(10)] == slots[:10]
     assert [binding[f"accumulator.{index}"] for index in range(15)] == slots[10:]
-    plain = same("gates_ahead", "fold_weights", "fold_kept", "prepared.gates.float32", *step)
+    plain = same("gates_ahead", "fold_weights", "prepared.gates.float32", *step)
     assert {name: tensor for name, tensor in binding.items() if name in plain} == plain
     assert binding["hidden_states"] == "latent.1" and len(binding) == 25 + len(plain) + 1
 

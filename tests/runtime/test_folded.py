@@ -224,20 +224,21 @@ class Folded:
         """Add the features to every accumulator, with the gates of the step that it is for."""
         planned, count = self.plan[step], self.built.count
         base = self.built.base(planned.variant)
-        kept = planned.numbers[count:].astype(self.dtype)
+        self.ring[list(planned.cleared)] = 0
         read = [(base + i) % self.built.ring for i in range(self.built.carried)]
         written = [self.built.slot(base, i) for i in range(count)]
-        gated = (self.case.gates[list(planned.ahead)].astype(self.dtype) * features).sum(1)
+        ahead = planned.ahead or (step,) * count  # whatever gates are there: all weights are zero
+        gated = (self.case.gates[list(ahead)].astype(self.dtype) * features).sum(1)
         sums = self._factors(planned, step)[:, None, None] * gated
-        sums[: len(read)] += kept[:, None, None] * self.ring[read]
+        sums[: len(read)] += self.ring[read]
         self.ring[written] = self.rounding(sums)
 
     def _factors(self, planned: StepPlan, step: int) -> Floats:
         """Return the plan's float32 numbers or, in float64, what they were rounded from."""
-        given = planned.numbers[: self.built.count]
+        given = planned.numbers
         if self.dtype is np.float32:
             return given
-        exact = np.array([self.weights.get(s, {}).get(step, 0.0) for s in planned.ahead])
+        exact = np.array([self.weights.get(s, {}).get(step, 0.0) for s in planned.ahead or (step,) * len(given)])
         np.testing.assert_array_equal(exact.astype(np.float32), given)
         return exact
 

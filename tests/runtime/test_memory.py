@@ -133,7 +133,7 @@ def test_every_tensor_of_a_bundle_is_there_once(bundles: Callable[..., Bundle], 
     prepare = manifest.graphs["prepare"]
     made = {spec.name for spec in prepare.outputs if spec.role == "prepared"}
     once = {spec.name for spec in prepare.outputs if spec.role == "request"}
-    numbers = {"difference_scales", "fold_weights", "fold_kept"} & full.keys()
+    numbers = {"difference_scales", "fold_weights"} & full.keys()
     numbers |= set() if layout == "folded" else {"coefficients"}
     step = {"update_numbers"} | made | numbers
     expected = {"state": state, "latent": {"latent.0", "latent.1"}, "prediction": {"prediction"}}
@@ -173,7 +173,7 @@ def test_a_folded_state_is_planned_slot_by_slot(bundles: Callable[..., Bundle], 
     assert plan.tensors["gates_ahead"].shape == (folding.accumulators, 4, columns)
     assert plan.tensors[str(folding.gates)].shape == (4, columns)  # a row of the step table: a full step's own
     read = {spec.name for kind in ("forecast", "update") for spec in manifest.graphs[kind].inputs}
-    assert not read & {"fold_weights", "fold_kept", folding.gates}
+    assert not read & {"fold_weights", folding.gates}
     assert plan.forecast_row_bytes < plan.row_bytes
 
 

@@ -60,24 +60,25 @@ def derivative_forecasts(config: CacheConfig, slots: int, features: list[float])
 
 
 def folded_forecasts(config: CacheConfig, spare: int, features: list[float]) -> Forecasts:
-    """What the session and the full graph do with a ring; a slot that was never written, or lent out, holds a trap."""
+    """What the session and the full graph do with a ring that begins with zeros."""
     built = BuiltState.for_config("folded", config).accumulators
     assert built is not None
     window, order = built.window + spare, built.carried // built.window
     built = Accumulators(count=(order + 1) * window, carried=order * window)
-    ring, sizes, made = np.full(built.ring, 1e3), np.full(built.ring, 1e3), {}
+    ring, sizes, made = np.zeros(built.ring), np.zeros(built.ring), {}
     for step, planned in enumerate(plan_steps(config, BuiltState(layout="folded", slots=1, accumulators=built))):
         if not planned.is_full:
             made[step] = (ring[planned.variant], sizes[planned.variant])
             continue
-        weights, kept = np.split(planned.numbers.astype(np.float64), [built.count])
+        weights = planned.numbers.astype(np.float64)
+        ring[list(planned.cleared)] = sizes[list(planned.cleared)] = 0
         base = planned.variant * built.count % built.ring
         read = [(base + index) % built.ring for index in range(built.carried)]
         written = [(base + built.carried + index) % built.ring for index in range(built.count)]
         assert not {*read} & {*written}
         sums, magnitudes = weights * features[step], abs(weights * features[step])
-        sums[: built.carried] += kept * ring[read]
-        magnitudes[: built.carried] += kept * sizes[read]
+        sums[: built.carried] += ring[read]
+        magnitudes[: built.carried] += sizes[read]
         ring[written], sizes[written] = sums, magnitudes
     return made
 
@@ -184,14 +185,14 @@ def test_bases_take_turns_and_each_forecast_reads_a_slot_of_its_own() -> None:
     }
 
 
-def test_a_full_step_is_told_weights_kept_accumulators_and_the_steps_whose_gates_it_needs() -> None:
+def test_a_full_step_is_told_weights_and_the_steps_whose_gates_it_needs() -> None:
     plan, weights = plan_steps(FOLDED, BuiltState.for_config("folded", FOLDED)), FOLDED.weights()
     first, second = plan[0], plan[1]
     # The first full step writes nothing for itself: 2..4 come after the second, which goes on with them.
     assert first.ahead == (0, 0, 0, 2, 3, 4) and second.ahead == (2, 3, 4, 1, 1, 1)
-    expected = [0, 0, 0, *(weights[step][0] for step in (2, 3, 4)), 0, 0, 0]
+    expected = [0, 0, 0, *(weights[step][0] for step in (2, 3, 4))]
     np.testing.assert_array_equal(first.numbers, np.array(expected, np.float32))
-    expected = [*(weights[step][1] for step in (2, 3, 4)), 0, 0, 0, 1, 1, 1]
+    expected = [*(weights[step][1] for step in (2, 3, 4)), 0, 0, 0]
     np.testing.assert_array_equal(second.numbers, np.array(expected, np.float32))
     assert all(planned.ahead == () and planned.numbers.size == 0 for planned in plan if not planned.is_full)
 
@@ -203,7 +204,7 @@ def test_a_folded_baseline_adds_up_nothing(predictor: str) -> None:
     assert [planned.is_full for planned in plan] == [True] * 5
     assert not any(planned.numbers.any() for planned in plan)
     assert all(planned.ahead == () for planned in plan)
-    assert all(planned.numbers.shape == (10,) for planned in plan)
+    assert all(planned.numbers.shape == (6,) for planned in plan)
 
 
 def test_any_order_is_folded_whose_accumulators_suffice() -> None:
