@@ -32,8 +32,11 @@ from taylorseer.runtime.tensorrt_backend import TensorRTBackend, TensorRTEngine
 from taylorseer.tensorrt_library import load_tensorrt
 from tools.benchmark_gpu import counted, measure
 
-_BLOCK = 1 << 25
-"""Random numbers that are drawn; the weights repeat them, which no engine notices and which takes seconds."""
+_NUMBERS = 1 << 29
+"""Random numbers that are drawn, 1 GiB in bfloat16."""
+
+_PAGE = 4096
+"""Bytes on whose multiples tensors begin."""
 
 _DEVIATION = 0.02
 """Of a weight: about 1 / sqrt(3072), so that a product of a normed row has a deviation of one."""
@@ -61,10 +64,9 @@ def build(bundle: Bundle, plans: pathlib.Path, flavor: str) -> None:
         return
     plans.mkdir(parents=True, exist_ok=True)
     graphs = plans / "graphs"
-    shutil.copytree(bundle.path("graphs/full.onnx").parent, graphs, dirs_exist_ok=True)
-    start = time.perf_counter()
-    size = write_random_weights(graphs)
-    print(f"# {size / 1e9:.1f} GB of weights: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+    graphs.mkdir(exist_ok=True)
+    size = give_random_weights(bundle, graphs)
+    print(f"# {size / 1e9:.1f} GB of weights", file=sys.stderr, flush=True)
     with concurrent.futures.ThreadPoolExecutor() as pool:
         for line in pool.map(lambda kind: build_one(bundle, plans, graphs, flavor, kind), missing):
             print(line, file=sys.stderr, flush=True)
@@ -83,21 +85,26 @@ def build_one(bundle: Bundle, plans: pathlib.Path, graphs: pathlib.Path, flavor:
     return f"# {kind} plan, {len(plan) / 1e9:.2f} GB: {time.perf_counter() - start:.0f} s"
 
 
-def write_random_weights(graphs: pathlib.Path) -> int:
-    """Write the files that the graphs' initializers refer to; return their bytes."""
+def give_random_weights(bundle: Bundle, graphs: pathlib.Path) -> int:
+    """Write the graphs with weights out of one file of random numbers; return the bytes of all weights together.
+
+    Each tensor begins at another place of the file, so that no two are equal, and the file is smaller than they are.
+    """
+    numbers = np.random.default_rng(0).standard_normal(_NUMBERS, np.float32) * np.float32(_DEVIATION)
+    numbers.astype(ir.DataType.BFLOAT16.numpy()).tofile(graphs / "random.data")
+    pages = iter(np.random.default_rng(1).permutation(2 * _NUMBERS // _PAGE))
     sizes: dict[str, int] = {}
-    for path in graphs.glob("*.onnx"):
-        for value in ir.load(path).graph.initializers.values():
+    for spec in bundle.manifest.graphs.values():
+        model = ir.load(bundle.path(spec.file))
+        for name, value in model.graph.initializers.items():
             tensor = value.const_value
             if isinstance(tensor, ir.ExternalTensor):
-                end = (tensor.offset or 0) + (tensor.length or 0)
-                sizes[str(tensor.location)] = max(sizes.get(str(tensor.location), 0), end)
-    numbers = np.random.default_rng(0).standard_normal(_BLOCK, np.float32) * np.float32(_DEVIATION)
-    block = numbers.astype(ir.DataType.BFLOAT16.numpy()).tobytes()
-    for name, size in sizes.items():
-        with open(graphs / name, "wb") as file:
-            for start in range(0, size, len(block)):
-                file.write(block[: min(len(block), size - start)])
+                sizes[name] = tensor.nbytes
+                place = next(int(page) * _PAGE for page in pages if page * _PAGE + tensor.nbytes <= 2 * _NUMBERS)
+                value.const_value = ir.ExternalTensor(
+                    "random.data", place, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=name
+                )
+        ir.save(model, graphs / pathlib.Path(spec.file).name)
     return sum(sizes.values())
 
 

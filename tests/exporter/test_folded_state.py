@@ -500,10 +500,11 @@ SUMS: dict[str, tuple[list[Change], Sequence[FoldForm]]] = {
         [(ATTN, "float[B,8,4] attn"), (GATED1, "rows = Slice(attn, i2, i8, i1) gated1 = Mul(gate1, rows)")],
         FORMS,
     ),
-    "some rows of the latent": (
+    "rows that are cut after a feature was added": (
         [
             ("float[B,6,4] latent", "float[B,8,4] latent"),
-            (EMBED, "long = MatMul(latent, w) embed = Slice(long, i2, i8, i1)"),
+            (ATTN, "float[B,8,4] attn"),
+            ("h1 = Add(embed, gated1)", "long = Add(embed, gated1) h1 = Slice(long, i2, i8, i1)"),
         ],
         FORMS,
     ),
