@@ -122,24 +122,28 @@ def _chain(
 
 def _channels(writer: GraphWriter, features: Sequence[ir.Value], factors: Sequence[ir.Value]) -> list[ir.Value]:
     batch, rows, width = _shape(features[0])[0], _size(features[0], 1), _size(features[0], 2)
-    gated, count, members = _shape(factors[0])[0], _size(factors[0], 1), len(features)
-    stacked = _stack(writer, features, (batch, members, rows, width))
-    channels = writer.add("Transpose", [stacked], (batch, width, members, rows), perm=[0, 3, 1, 2])
-    gates = _stack(writer, factors, (gated, members, count, width))
-    gates = writer.add("Transpose", [gates], (gated, width, count, members), perm=[0, 3, 2, 1])
+    count, members = _size(factors[0], 1), len(features)
+    # Side by side along one axis, features and sums are turned by one plain transposition each.
+    channels = _by_channel(writer, features, (batch, width, members, rows))
+    gated = _shape(factors[0])[0]
+    gates = _by_channel(writer, factors, (gated, width, members, count))
+    gates = writer.add("Transpose", [gates], (gated, width, count, members), perm=[0, 1, 3, 2])
     sums = writer.add("MatMul", [gates, channels], (batch, width, count, rows))
-    # The accumulators side by side: what is split off then has no axis to be removed, which would copy it.
     sums = writer.add("Reshape", [sums, writer.integers(0, width, count * rows)], (batch, width, count * rows))
-    parts = writer.split(sums, 2, [rows] * count)
-    return [writer.add("Transpose", [part], (batch, rows, width), perm=[0, 2, 1]) for part in parts]
+    return writer.split(_turned(writer, sums, (batch, count * rows, width)), 1, [rows] * count)
 
 
-def _stack(writer: GraphWriter, values: Sequence[ir.Value], shape: Sequence[int | str]) -> ir.Value:
-    """Stack [batch, n, width] into [batch, members, n, width]."""
-    batch, _, inner, width = shape
-    axis = writer.integers(1)
-    parts = [writer.add("Unsqueeze", [value, axis], (batch, 1, inner, width)) for value in values]
-    return parts[0] if len(parts) == 1 else writer.add("Concat", parts, shape, axis=1)
+def _by_channel(writer: GraphWriter, values: Sequence[ir.Value], shape: Sequence[int | str]) -> ir.Value:
+    """Bring values of [batch, n, width] into the one shape [batch, width, members, n]."""
+    batch, width, members, inner = shape
+    assert isinstance(width, int) and isinstance(members, int) and isinstance(inner, int)
+    joined = writer.add("Concat", values, (batch, members * inner, width), axis=1) if members > 1 else values[0]
+    turned = _turned(writer, joined, (batch, width, members * inner))
+    return writer.add("Reshape", [turned, writer.integers(0, width, members, inner)], shape)
+
+
+def _turned(writer: GraphWriter, value: ir.Value, shape: Sequence[int | str]) -> ir.Value:
+    return writer.add("Transpose", [value], shape, perm=[0, 2, 1])
 
 
 def _shape(value: ir.Value) -> list[int | str]:

@@ -22,7 +22,7 @@ from taylorseer.manifest import FoldForm, FoldingSpec, TermSpec
 
 __all__ = ["FoldOptions", "FoldedState", "prove_folded_state"]
 
-_FLUSH_BYTES = 512 * 2**20
+_FLUSH_BYTES = 2 * 2**30
 """Features that are kept for one flush, at the most: as much as a session can spare beside any model."""
 
 _LARGEST_GROUP = 12
@@ -37,7 +37,7 @@ class FoldOptions:
     dtype: ir.DataType = ir.DataType.FLOAT
     """Of the accumulators: float32, or bfloat16 for half the memory."""
     flush_group: int | None = None
-    """Features that are summed at once; None: as many as fit 512 MiB, 12 at the most."""
+    """Features that are summed at once; None: as many as fit 2 GiB, 12 at the most."""
     form: FoldForm = "chains"
 
 

@@ -186,7 +186,7 @@ def read_from_tables(model: ir.Model, tables: Mapping[str, Sequence[PreparedValu
         width, start = sum(column.size for column in columns), 0
         table = ir.Value(name=name, shape=ir.Shape(["batch", width]), type=ir.TensorType(table_dtype(columns[0])))
         for column in columns:
-            stand_in = stand_ins.get(column.input_name)
+            stand_in = stand_ins.pop(column.input_name, None)  # what two tables have is read from the first
             if stand_in is not None:
                 part = _columns(graph, table, start, start + column.size)
                 stand_in.replace_all_uses_with(_restored(graph, part, column))

@@ -94,6 +94,7 @@ def trace(
     """
     dtype = TORCH_DTYPES[precision]
     module = build_module(family, config)
+    _cast_buffers(module, dtype)
     call = TransformerCall(module, inputs, constants, dtype).eval()
     with FakeTensorMode(allow_non_fake_inputs=True):
         _fake_parameters(module, dtype)
@@ -129,6 +130,14 @@ def _fake_parameters(module: torch.nn.Module, dtype: torch.dtype) -> None:
         for name, parameter in owner.named_parameters(recurse=False):
             fake = torch.empty(parameter.shape, dtype=dtype)
             setattr(owner, name, torch.nn.Parameter(fake, requires_grad=False))
+
+
+def _cast_buffers(module: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Tables such as DiT's positions take the precision, as ``module.to(dtype)`` would have it."""
+    for owner in module.modules():
+        for name, buffer in owner.named_buffers(recurse=False):
+            if buffer.is_floating_point():
+                setattr(owner, name, buffer.to(dtype))
 
 
 def strip_prefix(model: ir.Model, prefix: str) -> None:

@@ -66,7 +66,7 @@ class ExportRequest:
     accumulators: Literal["fp32", "bf16"] = "fp32"
     """Dtype of the folded state's accumulators."""
     flush_group: int | None = None
-    """Features that the folded state sums at once; None: as many as fit 512 MiB, 12 at the most."""
+    """Features that the folded state sums at once; None: as many as fit 2 GiB, 12 at the most."""
     fold_form: FoldForm = "channels"
     """How the full graph folds: ``chains`` for TensorRT, ``channels`` for ONNX Runtime."""
     cache: CacheConfig

@@ -1,10 +1,12 @@
 """The ONNX Runtime backend: graphs run where they lie, inputs and outputs are bound by address."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from taylorseer.bundle import Bundle
 from taylorseer.errors import BackendError, DependencyError, MemoryPlanError
+from taylorseer.manifest import GraphSpec
 from taylorseer.runtime.backend import Buffer, Call, CallSequence, Engine, Memory
 from taylorseer.runtime.memory import MemoryPlan
 from taylorseer.runtime.onnxruntime_memory import DeviceBuffer, OnnxRuntimeMemory, host_memory
@@ -12,6 +14,9 @@ from taylorseer.runtime.onnxruntime_memory import DeviceBuffer, OnnxRuntimeMemor
 __all__ = ["OnnxRuntimeBackend"]
 
 _DEVICES = {"CPUExecutionProvider": "cpu", "CUDAExecutionProvider": "cuda"}
+
+_FEW_NUMBERS = 1 << 18
+"""A forecast or an update on tensors of no more numbers is over before the threads that could help have woken up."""
 
 
 class OnnxRuntimeBackend:
@@ -53,11 +58,7 @@ class OnnxRuntimeBackend:
             )
         self._ort = onnxruntime
         self._bundle = bundle
-        self._options = onnxruntime.SessionOptions()
-        self._options.intra_op_num_threads = threads
-        self._options.log_severity_level = 3
-        # The engines take turns: a worker of one that still spins would hold a core that the other needs.
-        self._options.add_session_config_entry("session.force_spinning_stop", "1")
+        self._threads = threads
 
     def load(self, kind: str) -> Engine:
         """Return the engine of the graph ``prepare``, ``full``, ``forecast`` or ``update``.
@@ -65,11 +66,12 @@ class OnnxRuntimeBackend:
         Raises:
             BackendError: ONNX Runtime refuses the graph.
         """
-        path = self._bundle.path(self._bundle.manifest.graphs[kind].file)
+        graph = self._bundle.manifest.graphs[kind]
+        path = self._bundle.path(graph.file)
         try:
             session = self._ort.InferenceSession(
                 path,
-                self._options,
+                self._options(kind, graph),
                 providers=[self._provider],
                 disabled_optimizers=list(self._bundle.manifest.engine.disabled_optimizers),
                 enable_fallback=False,
@@ -84,6 +86,15 @@ class OnnxRuntimeBackend:
                 "--provider cpu."
             )
         return _OnnxRuntimeEngine(session)
+
+    def _options(self, kind: str, graph: GraphSpec) -> Any:
+        options = self._ort.SessionOptions()
+        small = kind in ("forecast", "update") and _numbers(graph) <= _FEW_NUMBERS
+        options.intra_op_num_threads = self._threads or int(small)
+        options.log_severity_level = 3
+        # The engines take turns: a worker of one that still spins would hold a core that the other needs.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        return options
 
     def reserve(self, plan: MemoryPlan) -> Memory:
         """Allocate all memory of a session, zeroed.
@@ -109,6 +120,12 @@ class OnnxRuntimeBackend:
     def scratch_bytes(self) -> int:
         """Return 0: ONNX Runtime keeps its working memory to itself."""
         return 0
+
+
+def _numbers(graph: GraphSpec) -> int:
+    """Return the numbers of the largest input or output, for one row of the batch."""
+    specs = (*graph.inputs, *graph.outputs)
+    return max(math.prod(size for size in spec.shape if isinstance(size, int)) for spec in specs)
 
 
 class _OnnxRuntimeEngine:

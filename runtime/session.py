@@ -214,7 +214,7 @@ class Session:
         self._preparation.run(given, prepare_table(self.manifest, sampler, guidance=guidance), self._inputs)
         self.memory["latent.0"].write(noise, repeat=self.manifest.rows_per_image)
         for name, tensor in self.memory_plan.tensors.items():
-            if tensor.use in ("state", "carry"):
+            if tensor.use == "state" and not self._state.accumulators:  # of which a plan says what it clears
                 self.memory[name].clear()
         self._probe.reset()
 

@@ -4,6 +4,7 @@ It follows from the cache configuration and the state layout alone, so the loop 
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Literal, Self
 
@@ -86,6 +87,7 @@ class BuiltState:
         return {"full": self.slots, "forecast": 1} if self.layout == "history" else {"full": 2, "forecast": 2}
 
 
+@functools.lru_cache(maxsize=64)  # a service asks for the same few again and again
 def plan_steps(config: CacheConfig, built: BuiltState, *, baseline: bool = False) -> tuple[StepPlan, ...]:
     """Return the plan of every denoising step.
 

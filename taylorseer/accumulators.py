@@ -65,8 +65,8 @@ class Placement:
     kept: tuple[bool, ...]
     """[carried] whether each input goes on as the output of the same index."""
     over: tuple[int, ...]
-    """Inputs whose forecast has been made: they are to be zero before the full step adds them to something else.  All
-    others that do not go on are zero already, because nothing was ever added to them."""
+    """Inputs that are to be cleared before the full step adds them to something else: all of the first one's, later
+    those whose forecast has been made.  The others that do not go on are zero, for nothing was ever added to them."""
 
 
 def accumulators_of(schedule: CacheSchedule, order: int) -> Accumulators:
@@ -103,8 +103,8 @@ def place_accumulators(schedule: CacheSchedule, weights: Weights, built: Accumul
         kept = tuple(step is not None for step in outputs[: built.carried])
         for later, step in _begun(schedule, weights, number, outputs):
             _place(outputs, step, later, built, full)
-        over = tuple(index for index, step in enumerate(carried) if step is not None and not kept[index])
-        placements[full] = Placement(base=built.base(number), steps=tuple(outputs), kept=kept, over=over)
+        over = [i for i, step in enumerate(carried) if number == 0 or (step is not None and not kept[i])]
+        placements[full] = Placement(base=built.base(number), steps=tuple(outputs), kept=kept, over=tuple(over))
         carried = outputs[built.window :]
     return placements
 

@@ -25,7 +25,7 @@ __all__ = [
 ITEMSIZE: Mapping[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
 """Bytes of one number of a state tensor."""
 
-_FLUSH_BYTES, _LARGEST_GROUP = 512 * 2**20, 12
+_FLUSH_BYTES, _LARGEST_GROUP = 2 * 2**30, 12
 """A build's own choice of a flush group: as many features as fit these bytes, 12 at the most."""
 
 

@@ -40,7 +40,7 @@ def add_fold_options(parser: argparse.ArgumentParser) -> None:
         "--flush-group",
         type=int,
         metavar="N",
-        help="features that a folded state sums at once (default: as many as fit 512 MiB, 12 at the most)",
+        help="features that a folded state sums at once (default: as many as fit 2 GiB, 12 at the most)",
     )
 
 

@@ -289,9 +289,9 @@ def test_what_the_manifest_says_is_what_was_built(whole_model: Any, roles: Any) 
         (None, 4, 6),  # twelve at the most, and there are six
         (4, 4, 4),
         (100, 4, 6),
-        (None, 2**20, 1),  # 512 MiB for each
-        (None, 2**19, 2),  # 256 MiB for each
-        (None, 2**22, 1),  # too large even for one, which has to be
+        (None, 2**22, 1),  # 2 GiB for each
+        (None, 2**21, 2),  # 1 GiB for each
+        (None, 2**23, 1),  # too large even for one, which has to be
     ],
 )
 def test_the_flush_group_fits_its_memory(
