@@ -16,7 +16,13 @@ from taylorseer.runtime.memory import MemoryPlan
 from taylorseer.runtime.what_fits import what_fits
 from taylorseer.tensorrt_library import Messages, TensorRT, load_tensorrt, without_collector
 
-__all__ = ["TensorRTBackend", "TensorRTCall", "TensorRTEngine", "plan_for"]
+__all__ = ["BESIDE_BYTES", "TensorRTBackend", "TensorRTCall", "TensorRTEngine", "plan_for"]
+
+BESIDE_BYTES = 22_000_000
+"""What TensorRT and the driver take on the device for a session beside its own memory, for kernels and CUDA graphs.
+
+It hardly depends on the model: about as much on an H100 for sessions of 33 MB and of 1.5 GB (tools/benchmark_gpu.py).
+"""
 
 
 class TensorRTBackend:

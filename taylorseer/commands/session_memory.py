@@ -32,6 +32,7 @@ def session_memory(bundle: Bundle, *, batch: int, steps: int, load_engines: bool
         DeviceError: ``load_engines``, and there is no GPU.
     """
     from taylorseer.runtime.memory import plan_memory
+    from taylorseer.runtime.tensorrt_backend import BESIDE_BYTES
     from taylorseer.runtime.what_fits import what_fits
 
     manifest = bundle.manifest
@@ -59,6 +60,7 @@ def session_memory(bundle: Bundle, *, batch: int, steps: int, load_engines: bool
         "steps": steps,
         "bytes_by_use": uses if scratch is not None else uses | {"scratch": None},
         "total_bytes": plan.total_bytes,
+        "beside_bytes": BESIDE_BYTES if manifest.engine.backend in FLAVORS else 0,
         "free_bytes": free,
         "refusal": refusal,
     }
@@ -97,6 +99,8 @@ def print_memory(memory: Mapping[str, Any]) -> None:
     for use, size in memory["bytes_by_use"].items():
         print(f"  {use:12} {'known once the engines are loaded on a GPU' if size is None else readable_size(size)}")
     print(f"  {'total':12} {_total(memory)}")
+    if memory["beside_bytes"]:
+        print(f"  {'beside it':12} about {readable_size(memory['beside_bytes'])} by TensorRT and the driver themselves")
     if memory["free_bytes"] is not None:
         print(f"  {'free':12} {readable_size(memory['free_bytes'])} on the GPU of this machine")
     if memory["refusal"]:
