@@ -1,6 +1,6 @@
 """A forecast step of a published model on this machine's GPU, without the weights that a forecast does not read.
 
-    build-engines --model flux --graphs-only --precision bf16 --batch 1 --backend tensorrt-rtx --output bundles/flux-graphs
+    build-engines --model flux --graphs-only --precision bf16 --backend tensorrt-rtx --output bundles/flux-graphs
     python -m tools.benchmark_forecast bundles/flux-graphs
 
 builds the forecast and the update plan with random weights, reserves a session's whole memory as its plan says, fills

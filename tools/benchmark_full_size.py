@@ -1,6 +1,6 @@
 """A published model at its published size on this machine's GPU: the whole loop, every step full and with forecasting.
 
-    build-engines --model flux --graphs-only --precision bf16 --batch 1 --backend tensorrt-rtx --output bundles/flux-graphs
+    build-engines --model flux --graphs-only --precision bf16 --backend tensorrt-rtx --output bundles/flux-graphs
     python -m tools.benchmark_full_size bundles/flux-graphs --plans out/flux-plans
 
 gives the graphs random weights, builds their plans (once: they stay in the folder), reserves a session and runs the

@@ -295,7 +295,8 @@ def test_without_a_gpu_the_working_memory_of_engines_is_not_known(run: Run, plan
     assert sum(size for size in sizes.values() if size is not None) == memory["total_bytes"]
     text = run("plan", folder).out
     assert "\n  scratch      known once the engines are loaded on a GPU\n" in text
-    assert f"\n  total        {memory['total_bytes'] / 1e3:.2f} kB, without scratch\n  beside it    about 22.00 MB by " in text
+    total = f"\n  total        {memory['total_bytes'] / 1e3:.2f} kB, without scratch\n"
+    assert f"{total}  beside it    about 22.00 MB by TensorRT and the driver themselves\nweights" in text
     assert run("plan", folder, "--device-memory").refused("There is no NVIDIA driver on this machine")
 
 
