@@ -48,18 +48,20 @@ def main() -> int:
     parser.add_argument("bundle", help="made with --graphs-only")
     parser.add_argument("--plans", type=pathlib.Path, required=True, metavar="FOLDER", help="where the plans are kept")
     parser.add_argument("--backend", default="tensorrt-rtx")
-    parser.add_argument("--build-only", action="store_true")
+    parser.add_argument("--build-only", nargs="*", metavar="KIND", help="measure nothing; these plans alone, or all")
+    parser.add_argument("--compute-capability", help="build for it, without a GPU")
     options = parser.parse_args()
     bundle = open_bundle(options.bundle)
-    build(bundle, options.plans, options.backend)
-    if not options.build_only:
+    build(bundle, options.plans, options.backend, options.build_only or list(bundle.manifest.graphs), options)
+    if options.build_only is None:
         print(json.dumps(run(bundle, options.plans, options.backend), indent=1))
     return 0
 
 
-def build(bundle: Bundle, plans: pathlib.Path, flavor: str) -> None:
-    """Put a plan of every graph into ``plans``, those that are missing; the weights are there meanwhile."""
-    missing = [kind for kind in bundle.manifest.graphs if not (plans / f"{kind}.plan").exists()]
+def build(bundle: Bundle, plans: pathlib.Path, flavor: str, kinds: list[str], options: argparse.Namespace) -> None:
+    """Put the plans of ``kinds`` into ``plans``, those that are missing; the weights are there meanwhile."""
+    missing = [kind for kind in kinds if not (plans / f"{kind}.plan").exists()]
+    capability = options.compute_capability or load_cuda().device().compute_capability
     if not missing:
         return
     plans.mkdir(parents=True, exist_ok=True)
@@ -68,21 +70,26 @@ def build(bundle: Bundle, plans: pathlib.Path, flavor: str) -> None:
     size = give_random_weights(bundle, graphs)
     print(f"# {size / 1e9:.1f} GB of weights", file=sys.stderr, flush=True)
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        for line in pool.map(lambda kind: build_one(bundle, plans, graphs, flavor, kind), missing):
+        for line in pool.map(lambda kind: build_one(bundle, plans, flavor, kind, capability), missing):
             print(line, file=sys.stderr, flush=True)
     shutil.rmtree(graphs)
 
 
-def build_one(bundle: Bundle, plans: pathlib.Path, graphs: pathlib.Path, flavor: str, kind: str) -> str:
-    """Build one plan; return a line that tells how long it took."""
+def build_one(bundle: Bundle, plans: pathlib.Path, flavor: str, kind: str, capability: str) -> str:
+    """Build one plan; return a line that tells its size and how long it took."""
     start, spec, rows = time.perf_counter(), bundle.manifest.graphs[kind], bundle.manifest.rows_per_image
     profile = batch_profile(spec, smallest=rows, best=rows, largest=rows, step_rows=bundle.manifest.prepare_rows)
-    file, capability = graphs / pathlib.Path(spec.file).name, load_cuda().device().compute_capability
-    plan = build_plan_apart(load_tensorrt(flavor), file, profile, TensorRTOptions(), capability)
+    file = plans / "graphs" / pathlib.Path(spec.file).name
+    choice = TensorRTOptions(compute_capability=(capability,)) if capability in _ahead(flavor) else TensorRTOptions()
+    plan = build_plan_apart(load_tensorrt(flavor), file, profile, choice, capability)
     part = plans / f"{kind}.part"
     part.write_bytes(plan)
     part.rename(plans / f"{kind}.plan")
-    return f"# {kind} plan, {len(plan) / 1e9:.2f} GB: {time.perf_counter() - start:.0f} s"
+    return f"# {kind} plan, {len(plan) / 1e6:.2f} MB: {time.perf_counter() - start:.0f} s"
+
+
+def _ahead(flavor: str) -> tuple[str, ...]:
+    return tuple(load_tensorrt(flavor).ahead_of_time)
 
 
 def give_random_weights(bundle: Bundle, graphs: pathlib.Path) -> int:
