@@ -54,7 +54,8 @@ def test_a_session_that_does_not_fit_is_refused_before_it_is_allocated(null_gpu:
         return plan_memory(manifest, rows=rows, steps=50, scratch_bytes=scratch).total_bytes
 
     null_gpu.device.total_bytes = total() - 1
-    advice = "--state history at order 2; or --order 1" if layout == "derivatives" else "--order 1"
+    history = "--state history at order 2; or --state folded where the build can prove it; or "
+    advice = f"{history if layout == 'derivatives' else ''}--order 1"
     with (
         null_gpu.device.counting() as counter,
         pytest.raises(MemoryPlanError, match=rf"session needs .* are free on the device\. What fits: {advice}"),
