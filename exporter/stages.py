@@ -307,6 +307,7 @@ def _differences(
         difference = _append(graph, "Sub", [derivatives[-1], previous], previous)
         scale = slice_rows(scales, 0, index, index + 1, graph, None)
         scale = _append(graph, "Cast", [scale], scale, to=int(feature.dtype))
+        scale.type = ir.TensorType(feature.dtype)
         derivatives.append(_append(graph, "Mul", [difference, scale], previous))
     return derivatives
 

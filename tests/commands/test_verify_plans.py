@@ -106,7 +106,7 @@ def test_the_compared_full_step_has_something_for_every_accumulator(preset: str,
     assert forecast == users[0] == full + 1
 
 
-@pytest.mark.parametrize(("layout", "precision"), [("history", "fp16"), ("derivatives", "fp32")])
+@pytest.mark.parametrize(("layout", "precision"), [("history", "fp16"), ("derivatives", "fp16"), ("folded", "fp32")])
 @pytest.mark.parametrize("name", ["flux-tiny", "dit-tiny"])
 def test_a_comparison_within_a_loop(bundles: Bundles, name: str, layout: str, precision: str) -> None:
     """Of every plan, with errors of rounding alone; and the loop goes on as if nothing had been compared."""
