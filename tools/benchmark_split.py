@@ -119,7 +119,7 @@ def _report(cost: Cost, size: int, hashing: float, command: str) -> int:
     libraries = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "onnx-ir", "onnxscript"))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     print(f"command   {command}")
-    print("model     FLUX.1-dev, 1024x1024, 512 text tokens, bf16, schedule of 50 steps, state history")
+    print("model     FLUX.1-dev, 1024x1024, 512 text tokens, bf16, schedule of 50 steps, --state auto")
     print(f"machine   {_processor()}, {os.cpu_count()} cores, {memory / 1e9:.0f} GB memory, {platform.system()}")
     print(f"versions  Python {platform.python_version()}, {libraries}")
     print(f"{'':24}{'measured':>12}{'limit':>12}")
