@@ -22,6 +22,7 @@ from taylorseer.exporter.graph_specs import graph_spec
 from taylorseer.exporter.imported import ImportedModel, import_model, require_precision
 from taylorseer.exporter.passes.cleaning import clean
 from taylorseer.exporter.passes.exact_timesteps import keep_timesteps_exact
+from taylorseer.exporter.passes.modulated_projection import modulate_weights
 from taylorseer.exporter.passes.wide_residual import widen_residual
 from taylorseer.exporter.prepare import STEP_BATCH
 from taylorseer.exporter.stages import LiveFeature, Stages, split_stages
@@ -163,6 +164,8 @@ def _split(
 ) -> Stages:
     if request.residual == "fp32":
         widen_residual(model, [feature.value for feature in features])
+    if request.fold_form == "channels":
+        modulate_weights(model)
     roles = {spec.name: spec.role for spec in inputs}
     return split_stages(
         model,

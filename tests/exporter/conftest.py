@@ -16,6 +16,7 @@ import torch
 from taylorseer.bundle import Bundle
 from taylorseer.config import CacheConfig
 from taylorseer.exporter.families import FAMILIES, load_model
+from taylorseer.exporter.passes.modulated_projection import modulate_weights
 from taylorseer.exporter.weights import RandomWeights, attach_weights
 from taylorseer.exporter.workflow import ExportRequest, traced_model
 from taylorseer.manifest import Role, TensorSpec
@@ -57,6 +58,7 @@ def whole_model(shared_folder: pathlib.Path) -> WholeModel:
 def _save_whole(folder: pathlib.Path, name: str) -> None:
     model = load_model(name)
     traced, _ = traced_model(ExportRequest(model=model, sizes=model.sizes, cache=CacheConfig()))
+    modulate_weights(traced)  # as before a split, so that both are the same operations, bit by bit
     parameters = {str(v.name): v.shape for v in traced.graph.initializers.values() if v.const_value is None}
     shapes = {key: tuple(int(size) for size in shape or ()) for key, shape in parameters.items()}  # type: ignore[arg-type]
     attach_weights(traced, RandomWeights(shapes), torch.float32)
