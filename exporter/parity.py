@@ -228,6 +228,11 @@ def _official_order(config: CacheConfig) -> int:
             f"The torch reference forecasts by the authors' recurrence, not by {config.predictor!r}: compare with the "
             "predictor taylor or reuse."
         )
+    if config.guard == "lower-order":
+        raise ScheduleError(
+            "The torch reference forecasts by the authors' recurrence at one order, not at one that the guard "
+            "'lower-order' chooses for each step: compare without the guard."
+        )
     return 0 if config.predictor == "reuse" else config.order
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from taylorseer.accumulators import (
     Accumulators,
     Placement,
+    Weights,
     accumulators_of,
     built_accumulators,
     place_accumulators,
@@ -21,7 +22,7 @@ from taylorseer.accumulators import (
 from taylorseer.config import CacheConfig
 from taylorseer.errors import ScheduleError
 from taylorseer.manifest import Layout, Manifest
-from taylorseer.predictor import derivative_coefficients, difference_scales, forecast_weights
+from taylorseer.predictor import difference_scales
 from taylorseer.schedule import CacheSchedule
 
 __all__ = ["BuiltState", "StepPlan", "plan_steps"]
@@ -97,28 +98,33 @@ def plan_steps(config: CacheConfig, built: BuiltState, *, baseline: bool = False
         baseline: every step full, whatever the config says.
 
     Raises:
-        ScheduleError: the config needs a higher order than ``built`` has slots for, a predictor that its layout lacks,
-            or more accumulators than there are.
+        ScheduleError: what :meth:`CacheConfig.schedule` refuses; the config needs a higher order than ``built`` has
+            slots for, a predictor that its layout lacks, or more accumulators than there are.
     """
     if baseline:
         # Nothing is forecast, so order and predictor of the config have no say, whether or not the bundle has them.
-        schedule, config = CacheSchedule.every_step_full(config.steps), CacheConfig(steps=config.steps, order=0)
-    else:
-        schedule = config.schedule()
-        if not built.accumulators and config.order >= built.slots:
-            raise ScheduleError(
-                f"Order {config.order} needs {config.order + 1} remembered tensors per feature, this bundle has "
-                f"{built.slots}: use order {built.slots - 1}, or build with --order {config.order}."
-            )
+        return _plan(CacheSchedule.every_step_full(config.steps), None, built)
+    schedule = config.schedule()
+    if not built.accumulators and config.order >= built.slots:
+        raise ScheduleError(
+            f"Order {config.order} needs {config.order + 1} remembered tensors per feature, this bundle has "
+            f"{built.slots}: use order {built.slots - 1}, or build with --order {config.order}."
+        )
+    return _plan(schedule, config, built)
+
+
+def _plan(schedule: CacheSchedule, config: CacheConfig | None, built: BuiltState) -> tuple[StepPlan, ...]:
+    """Plan the steps of ``schedule``; no config: nothing is forecast."""
+    if built.layout == "derivatives":
+        return _derivatives(schedule, config, built.slots)
+    weights = config.weights() if config else {}
     if built.accumulators:
-        return _folded(schedule, config, built.accumulators)
-    plan = _history if built.layout == "history" else _derivatives
-    return plan(schedule, config, built.slots)
+        return _folded(schedule, weights, built.accumulators)
+    return _history(schedule, weights, built.slots)
 
 
-def _history(schedule: CacheSchedule, config: CacheConfig, slots: int) -> tuple[StepPlan, ...]:
+def _history(schedule: CacheSchedule, weights: Weights, slots: int) -> tuple[StepPlan, ...]:
     """Full step number i (counted among full steps) overwrites slot i modulo slots; nothing else moves."""
-    weights = forecast_weights(schedule, order=config.order, predictor=config.predictor)
     slot = {step: number % slots for number, step in enumerate(schedule.full_steps)}
     plan = []
     for step in range(schedule.steps):
@@ -132,11 +138,10 @@ def _history(schedule: CacheSchedule, config: CacheConfig, slots: int) -> tuple[
     return tuple(plan)
 
 
-def _derivatives(schedule: CacheSchedule, config: CacheConfig, slots: int) -> tuple[StepPlan, ...]:
+def _derivatives(schedule: CacheSchedule, config: CacheConfig | None, slots: int) -> tuple[StepPlan, ...]:
     """Two sets of derivatives take turns: a full step reads one and writes the other."""
-    order = config.order
+    order, coefficients = (config.order, config.coefficients()) if config else (0, {})
     scales = difference_scales(schedule, order=order)
-    coefficients = derivative_coefficients(schedule, order=order, predictor=config.predictor)
     plan, current = [], 0
     for step in range(schedule.steps):
         if schedule.is_full(step):
@@ -150,9 +155,8 @@ def _derivatives(schedule: CacheSchedule, config: CacheConfig, slots: int) -> tu
     return tuple(plan)
 
 
-def _folded(schedule: CacheSchedule, config: CacheConfig, built: Accumulators) -> tuple[StepPlan, ...]:
+def _folded(schedule: CacheSchedule, weights: Weights, built: Accumulators) -> tuple[StepPlan, ...]:
     """A full step adds to the accumulators of the forecasts to come; a forecast reads its own where it was written."""
-    weights = forecast_weights(schedule, order=config.order, predictor=config.predictor)
     placements = place_accumulators(schedule, weights, built)
     plan: list[StepPlan] = []
     slots: dict[int, int] = {}
@@ -169,6 +173,6 @@ def _folded(schedule: CacheSchedule, config: CacheConfig, built: Accumulators) -
     return tuple(plan)
 
 
-def _fold_weights(placed: Placement, weights: Mapping[int, Mapping[int, float]], full: int) -> NDArray[np.float32]:
+def _fold_weights(placed: Placement, weights: Weights, full: int) -> NDArray[np.float32]:
     factors = [0.0 if step is None else weights[step].get(full, 0.0) for step in placed.steps]
     return np.array(factors, np.float32)

@@ -16,14 +16,7 @@ from taylorseer.runtime.memory import MemoryPlan
 from taylorseer.runtime.what_fits import what_fits
 from taylorseer.tensorrt_library import Messages, TensorRT, load_tensorrt, without_collector
 
-__all__ = ["BESIDE_BYTES", "TensorRTBackend", "TensorRTCall", "TensorRTEngine", "plan_for"]
-
-BESIDE_BYTES = 22_000_000
-"""What TensorRT and the driver take on the device for a session beside its own memory, for kernels and CUDA graphs.
-
-The first session of a process takes it, hardly depending on the model: 22 to 24 MB on an H100 for sessions of 33 MB and
-of 1.5 GB, 42 MB for one of 5.2 GB (tools/benchmark_gpu.py, tools/benchmark_full_size.py).
-"""
+__all__ = ["TensorRTBackend", "TensorRTCall", "TensorRTEngine", "plan_for"]
 
 
 class TensorRTBackend:

@@ -137,7 +137,6 @@ def run(bundle: Bundle, plans: pathlib.Path, flavor: str) -> dict[str, Any]:
         backend = _PlansInAFolder(dataclasses.replace(bundle, manifest=manifest), plans)
         before = backend.cuda.free_bytes()
         row = measure(LoadedModel(manifest, backend), backend, before, counting)
-    row["peak_with_engines_bytes"] = row["engine_bytes"] + row["peak_bytes"]
     return row
 
 

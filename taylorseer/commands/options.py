@@ -2,10 +2,13 @@
 
 import argparse
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, get_args
 
 from taylorseer.config import PRESETS, CacheConfig
 from taylorseer.errors import ModelError, ScheduleError
+from taylorseer.extrapolation import CONTRACTION, DECAY, NUMBERS
+from taylorseer.guard import LARGEST_SUM, Guard
 from taylorseer.predictor import PREDICTORS
 
 __all__ = ["ACCUMULATORS", "add_cache_options", "add_fold_options", "add_json_option", "cache_config", "check_fold"]
@@ -13,7 +16,10 @@ __all__ = ["ACCUMULATORS", "add_cache_options", "add_fold_options", "add_json_op
 ACCUMULATORS = {"fp32": "float32", "bf16": "bfloat16"}
 """What ``--accumulators`` takes -> the dtype's name in the manifest."""
 
-_FIELDS = ("steps", "interval", "order", "warmup_steps", "cooldown_steps", "predictor", "full_steps")
+_FIELDS = (
+    *("steps", "interval", "order", "warmup_steps", "cooldown_steps"),
+    *("predictor", "contraction", "decay", "guard", "full_steps"),
+)
 
 
 def add_cache_options(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +32,18 @@ def add_cache_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--warmup-steps", type=int, help="this many first steps are full")
     group.add_argument("--cooldown-steps", type=int, help="this many last steps are full")
     group.add_argument("--predictor", metavar="NAME", help=f"how features are forecast: {', '.join(PREDICTORS)}")
+    group.add_argument(
+        "--contraction", type=float, metavar="C", help=f"of hermite: above 0, below 1 (default {CONTRACTION})"
+    )
+    group.add_argument(
+        "--decay", type=float, metavar="R", help=f"of exponential: a change beside the step before's (default {DECAY})"
+    )
+    group.add_argument(
+        "--guard",
+        metavar="NAME",
+        help=f"what keeps the sum of |weights| at {LARGEST_SUM:g} or below, with as many full steps: "
+        f"{', '.join(get_args(Guard))}",
+    )
     group.add_argument("--full-steps", metavar="0,1,2,...", help="the full steps one by one, instead of the interval")
 
 
@@ -67,7 +85,8 @@ def cache_config(options: argparse.Namespace, default: CacheConfig) -> CacheConf
         default: what holds where neither a preset nor a field was given.
 
     Raises:
-        ScheduleError: an unknown preset or predictor, or values that make no schedule.
+        ScheduleError: an unknown preset, predictor or guard, values that make no schedule, or a number of another
+            predictor.
     """
     given: dict[str, Any] = {name: getattr(options, name) for name in _FIELDS}
     if given["full_steps"] is not None:
@@ -77,10 +96,23 @@ def cache_config(options: argparse.Namespace, default: CacheConfig) -> CacheConf
     elif given["interval"] is not None or given["warmup_steps"] is not None:
         default = dataclasses.replace(default, full_steps=None)
     if options.preset is not None:
-        return CacheConfig.from_preset(options.preset, **given)
-    return CacheConfig.from_json(
-        default.to_json() | {name: value for name, value in given.items() if value is not None}
-    )
+        config = CacheConfig.from_preset(options.preset, **given)
+    else:
+        config = CacheConfig.from_json(
+            default.to_json() | {name: value for name, value in given.items() if value is not None}
+        )
+    _check_numbers(given, config)
+    return config
+
+
+def _check_numbers(given: Mapping[str, Any], config: CacheConfig) -> None:
+    """Refuse a number that was given for another predictor, where it would have no effect."""
+    for predictor, name in NUMBERS.items():
+        if given[name] is not None and config.predictor != predictor:
+            raise ScheduleError(
+                f"--{name} is of the predictor {predictor}, and this one is {config.predictor}: leave it out, or give "
+                f"--predictor {predictor}."
+            )
 
 
 def _step_list(text: str) -> list[int]:

@@ -22,6 +22,7 @@ from taylorseer.commands.options import (
 from taylorseer.commands.session_memory import draw_memory, print_memory, readable_size, session_memory
 from taylorseer.config import PRESETS, CacheConfig
 from taylorseer.errors import InputError, MemoryPlanError, OutputError
+from taylorseer.extrapolation import NUMBERS
 from taylorseer.manifest import Manifest
 from taylorseer.predictor import largest_weight_sum
 from taylorseer.schedule import CacheSchedule
@@ -176,7 +177,8 @@ def _print(plan: Mapping[str, Any]) -> None:
     cache = plan["cache"]
     full = plan["full_steps"]
     print(f"{cache['steps']} steps, {len(full)} full: {', '.join(map(str, full))}")
-    print(f"predictor {cache['predictor']}, order {cache['order']}")
+    guard = "" if cache["guard"] == "none" else f", guard {cache['guard']}"
+    print(f"predictor {cache['predictor']}{_number(cache)}, order {cache['order']}{guard}")
     print(
         f"speed-up {plan['ideal_speedup']:.2f}x if forecasts were free, {plan['expected_speedup']:.2f}x with forecasts "
         f"at {plan['forecast_cost']:.0%} of a full step"
@@ -185,8 +187,8 @@ def _print(plan: Mapping[str, Any]) -> None:
     print(f"largest sum of |weights| {amplification:.2f}, at step {plan['largest_weight_sum_step']}")
     if amplification > _LOUD:
         print(
-            f"  warning: rounding noise grows {amplification:.0f}-fold there; more warm-up steps, full steps spaced "
-            "apart (--full-steps) or --order 0 avoid it"
+            f"  warning: rounding noise grows {amplification:.0f}-fold there; --guard lower-order avoids it, and at "
+            "order 1 --guard spread-warmup as well"
         )
     if plan["state_bytes"] is not None:
         _print_layouts(plan)
@@ -195,6 +197,12 @@ def _print(plan: Mapping[str, Any]) -> None:
     print("weights (forecast step: full step x weight)")
     for step, row in plan["weights"].items():
         print(f"  {step:>3}: " + "  ".join(f"{source} x {weight:+.4g}" for source, weight in row.items()))
+
+
+def _number(cache: Mapping[str, Any]) -> str:
+    """Return the number that belongs to the predictor, in words."""
+    name = NUMBERS.get(cache["predictor"])
+    return f" ({name} {cache[name]:g})" if name else ""
 
 
 def _print_layouts(plan: Mapping[str, Any]) -> None:

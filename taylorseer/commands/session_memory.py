@@ -31,8 +31,8 @@ def session_memory(bundle: Bundle, *, batch: int, steps: int, load_engines: bool
         DependencyError: ``load_engines``, and TensorRT or cuda-python is not installed.
         DeviceError: ``load_engines``, and there is no GPU.
     """
+    from taylorseer.runtime.footprint import footprint
     from taylorseer.runtime.memory import plan_memory
-    from taylorseer.runtime.tensorrt_backend import BESIDE_BYTES
     from taylorseer.runtime.what_fits import what_fits
 
     manifest = bundle.manifest
@@ -60,7 +60,7 @@ def session_memory(bundle: Bundle, *, batch: int, steps: int, load_engines: bool
         "steps": steps,
         "bytes_by_use": uses if scratch is not None else uses | {"scratch": None},
         "total_bytes": plan.total_bytes,
-        "beside_bytes": BESIDE_BYTES if manifest.engine.backend in FLAVORS else 0,
+        "beside_bytes": footprint(plan.total_bytes) - plan.total_bytes if manifest.engine.backend in FLAVORS else 0,
         "free_bytes": free,
         "refusal": refusal,
     }

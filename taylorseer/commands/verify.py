@@ -16,7 +16,7 @@ from taylorseer.commands.options import add_json_option
 from taylorseer.commands.progress import progress_bar
 from taylorseer.config import PRESETS, CacheConfig
 from taylorseer.errors import CheckpointError
-from taylorseer.predictor import largest_weight_sum
+from taylorseer.predictor import EXACT_ON_LINES, largest_weight_sum
 from taylorseer.tensorrt_library import FLAVORS
 
 if TYPE_CHECKING:
@@ -95,8 +95,9 @@ def _linear_series(bundle: Bundle) -> Check:
     """A feature linear in s is forecast exactly once a difference is known (order 1 or more)."""
     config = CacheConfig.from_json(bundle.manifest.cache)
     schedule = config.schedule()
-    if config.order == 0 or config.predictor == "reuse":
-        return Check("linear series", None, "order 0 reuses the last feature and is exact on constants only")
+    if config.order == 0 or config.predictor not in EXACT_ON_LINES:
+        asked = "order 0" if config.order == 0 else f"the predictor {config.predictor}"
+        return Check("linear series", None, f"{asked} is not made to be exact on lines")
     worst, count = 0.0, 0
     for step, row in config.weights().items():
         if len(row) > 1:
@@ -128,8 +129,11 @@ def _parity(bundle: Bundle, seed: int, progress: Callable[[str, float], None]) -
     from taylorseer.runtime.shadow_backend import ShadowBackend
 
     config = CacheConfig.from_json(bundle.manifest.cache)
-    if config.predictor != "taylor":
-        yield Check("parity with torch", None, f"the official recurrence is taylor, this bundle has {config.predictor}")
+    if config.predictor != "taylor" or config.guard == "lower-order":
+        found = config.predictor if config.predictor != "taylor" else f"the guard {config.guard}"
+        yield Check(
+            "parity with torch", None, f"the official recurrence is taylor at one order, this bundle has {found}"
+        )
         return
     progress("building the torch reference", 0.0)
     # In float32 whatever the bundle's precision, so that the difference is the engines' own error.

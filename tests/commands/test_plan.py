@@ -18,6 +18,7 @@ from taylorseer.bundle import MANIFEST_NAME, Bundle
 from taylorseer.config import PRESETS
 from taylorseer.manifest import FileSpec, Manifest
 from taylorseer.manifest_json import manifest_to_json
+from taylorseer.runtime.footprint import footprint
 from taylorseer.runtime.memory import plan_memory
 from taylorseer.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from taylorseer.runtime.session import LoadedModel
@@ -139,7 +140,21 @@ def test_a_loud_window_is_warned_of(run: Run) -> None:
     text = run("plan", "--preset", "flux").out
     assert "largest sum of |weights| 11.00, at step 7" in text
     assert "warning: rounding noise grows 11-fold there" in text
-    assert "more warm-up steps, full steps spaced apart (--full-steps) or --order 0 avoid it" in text
+    assert "; --guard lower-order avoids it, and at order 1 --guard spread-warmup as well\n" in text
+
+
+@pytest.mark.parametrize("guard", ["lower-order", "spread-warmup"])
+def test_a_guard_quiets_it_with_as_many_full_steps(run: Run, guard: str) -> None:
+    text, plan = (run("plan", "--preset", "flux", "--guard", guard, *extra) for extra in ((), ("--json",)))
+    assert "warning" not in text.out and f"\npredictor taylor, order 1, guard {guard}\n" in text.out
+    assert plan.json["largest_weight_sum"] == pytest.approx(3) and len(plan.json["full_steps"]) == 10
+    assert plan.json["cache"]["guard"] == guard
+
+
+def test_the_number_of_a_predictor_is_told(run: Run) -> None:
+    text = run("plan", "--predictor", "exponential", "--decay", 0.75).out
+    assert "\npredictor exponential (decay 0.75), order 1\n" in text
+    assert "\npredictor hermite (contraction 0.5), order 2\n" in run("plan", "--predictor", "hermite", "--order", 2).out
 
 
 @pytest.mark.parametrize(
@@ -187,7 +202,20 @@ def test_a_bundle_brings_its_own_defaults(run: Run, bundles: Callable[..., Bundl
         (("--full-steps", "0,50"), "outside the loop; use steps from 0 to 49"),
         (("--full-steps", "0,1,1"), "given more than once"),
         (("--full-steps", "0;1"), "--full-steps takes step numbers such as 0,1,2,8, not '0;1'"),
-        (("--predictor", "hermite"), "no predictor 'hermite'; use one of taylor, reuse, newton"),
+        (("--predictor", "hermit"), "no predictor 'hermit'; use one of taylor, reuse, newton"),
+        (("--predictor", "table"), "The predictor 'table' needs a table of weights"),
+        (
+            ("--decay", 0.5),
+            "--decay is of the predictor exponential, and this one is taylor: leave it out, or give --pr",
+        ),
+        (("--predictor", "exponential", "--contraction", 0.5), "--contraction is of the predictor hermite, and this"),
+        (("--predictor", "exponential", "--decay", 1), "decay is 1.0; give a number above 0 and below 1"),
+        (("--guard", "spread"), "no guard 'spread'. Did you mean 'spread-warmup'?"),
+        (("--guard", "spread-warmup", "--order", 2), "taylor at order 2 reaches 5.50 at step 8 even on the full steps"),
+        (
+            ("--guard", "spread-warmup", "--full-steps", "0,9"),
+            "full_steps already names every full step, and the guard",
+        ),
         (("--batch", 0), "give an order >= 0 and a batch >= 1"),
         (("--forecast-cost", -0.25), "--forecast-cost -0.25 is no share of a full step: give 0 or more"),
         (("--forecast-cost", "nan"), "--forecast-cost nan"),
@@ -296,7 +324,9 @@ def test_without_a_gpu_the_working_memory_of_engines_is_not_known(run: Run, plan
     text = run("plan", folder).out
     assert "\n  scratch      known once the engines are loaded on a GPU\n" in text
     total = f"\n  total        {memory['total_bytes'] / 1e3:.2f} kB, without scratch\n"
-    assert f"{total}  beside it    about 22.00 MB by TensorRT and the driver themselves\nweights" in text
+    assert memory["beside_bytes"] == footprint(memory["total_bytes"]) - memory["total_bytes"]
+    beside = f"  beside it    about {memory['beside_bytes'] / 1e6:.2f} MB by TensorRT and the driver themselves\n"
+    assert f"{total}{beside}weights" in text
     assert run("plan", folder, "--device-memory").refused("There is no NVIDIA driver on this machine")
 
 

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from taylorseer.config import PRESETS, CacheConfig
 from taylorseer.errors import ScheduleError
-from taylorseer.predictor import forecast_weights
+from taylorseer.forecast_table import ForecastTable
+from taylorseer.guard import LARGEST_SUM, spread_warmup
+from taylorseer.predictor import PREDICTORS, derivative_coefficients, forecast_weights
 from taylorseer.schedule import interval_schedule, mask_schedule, modulo_schedule
 
 Build = Callable[[dict[str, Any]], CacheConfig]
@@ -74,10 +76,62 @@ def test_schedule_follows_the_rule_or_the_full_steps() -> None:
     assert by_mask.schedule() == mask_schedule(40, (0, 3, 30), 5)
 
 
-@pytest.mark.parametrize("predictor", ["taylor", "reuse", "newton"])
+@pytest.mark.parametrize("predictor", PREDICTORS)
 def test_weights_are_those_of_the_schedule(predictor: str) -> None:
     config = CacheConfig(order=2, predictor=predictor)
     assert config.weights() == forecast_weights(config.schedule(), order=2, predictor=predictor)
+
+
+def test_numbers_and_guard_reach_the_weights() -> None:
+    fields: dict[str, Any] = {"contraction": 0.25, "decay": 0.75}
+    for predictor in ("hermite", "exponential"):
+        config = CacheConfig(order=2, predictor=predictor, guard="lower-order", **fields)
+        choice: dict[str, Any] = {"order": 2, "predictor": predictor, "largest_sum": LARGEST_SUM, **fields}
+        assert config.weights() == forecast_weights(config.schedule(), **choice)
+        assert config.weights() != CacheConfig(order=2, predictor=predictor, guard="lower-order").weights()
+        expected = derivative_coefficients(config.schedule(), **choice)
+        assert {step: row.tolist() for step, row in config.coefficients().items()} == {
+            step: row.tolist() for step, row in expected.items()
+        }
+
+
+@pytest.mark.parametrize("rule", ["interval", "modulo"])
+def test_a_spread_warmup_is_part_of_the_schedule(rule: Any) -> None:
+    official = CacheConfig(rule=rule, cooldown_steps=2)
+    spread = CacheConfig(rule=rule, cooldown_steps=2, guard="spread-warmup")
+    assert spread.schedule().full_steps[-2:] == (48, 49)
+    assert spread.schedule() == spread_warmup(official.schedule()) != official.schedule()
+    assert spread.weights() == forecast_weights(spread.schedule(), order=1)
+
+
+TABLE = ForecastTable.from_weights(CacheConfig(steps=12, predictor="newton").weights())
+
+
+def test_a_table_is_its_own_weights() -> None:
+    config = CacheConfig(steps=12, predictor="table", table=TABLE)
+    assert config.weights() == TABLE.weights() == CacheConfig(steps=12, predictor="newton").weights()
+    assert hash(config) == hash(CacheConfig.from_json(json.loads(json.dumps(config.to_json()))))
+    assert CacheConfig(steps=12, table=TABLE).weights() == CacheConfig(steps=12).weights(), (
+        "of taylor, whatever lies by"
+    )
+
+
+def test_a_table_is_of_its_schedule_and_weighs_features() -> None:
+    for other in (CacheConfig(steps=13, predictor="table", table=TABLE), CacheConfig(predictor="table", table=TABLE)):
+        with pytest.raises(ScheduleError, match=r"The table has no row for step .*; calibrate again for this schedule"):
+            other.schedule()
+    with pytest.raises(ScheduleError, match=r"from step 1, and order 0 remembers the full steps 2 there"):
+        CacheConfig(steps=12, order=0, predictor="table", table=TABLE).weights()
+    with pytest.raises(ScheduleError, match="Predictor 'table' was asked of the state layout 'derivatives'"):
+        CacheConfig(steps=12, predictor="table", table=TABLE).coefficients()
+
+
+def test_a_table_of_a_spread_warmup() -> None:
+    """Its weights are its own, however large."""
+    spread = CacheConfig(order=2, predictor="hermite", guard="spread-warmup")
+    rows = {step: {max(row): 3.0, min(row): -2.0} if len(row) > 1 else row for step, row in spread.weights().items()}
+    table = ForecastTable.from_weights(rows)
+    assert CacheConfig(order=2, predictor="table", table=table, guard="spread-warmup").weights() == rows
 
 
 configs = st.builds(
@@ -86,7 +140,10 @@ configs = st.builds(
     interval=st.integers(1, 20),
     order=st.integers(0, 4),
     warmup_steps=st.integers(1, 9),
-    predictor=st.sampled_from(["taylor", "reuse", "newton"]),
+    predictor=st.sampled_from([*PREDICTORS, "table"]),
+    contraction=st.floats(0.01, 0.99),
+    decay=st.floats(0.01, 0.99),
+    table=st.just(TABLE),
     full_steps=st.none() | st.lists(st.integers(0, 99)).map(tuple),
     rule=st.sampled_from(["interval", "modulo"]),
     derivatives_from=st.integers(0, 5),
@@ -110,7 +167,17 @@ def test_fields_left_out_keep_their_default() -> None:
         ({"interval": 0}, r"interval is 0"),
         ({"warmup_steps": 0}, r"0 warm-up steps"),
         ({"cooldown_steps": -1}, r"-1 cool-down steps"),
-        ({"predictor": "hermite"}, r"no predictor 'hermite'; use one of taylor, reuse, newton"),
+        ({"predictor": "hermit"}, r"no predictor 'hermit'; use one of taylor, reuse, newton, .*, exponential, table"),
+        ({"predictor": "table"}, r"predictor 'table' needs a table of weights; give one, or another predictor"),
+        ({"guard": "spread"}, r"no guard 'spread'\. Did you mean 'spread-warmup'\? Known: none, lower-order, spread-w"),
+        ({"guard": None}, r"guard is None of type NoneType; give a string"),
+        ({"guard": "spread-warmup", "full_steps": (0, 9)}, r"already names every full step, and the guard 'spread-wa"),
+        ({"guard": "lower-order", "predictor": "table", "table": TABLE}, r"'table' gives every weight itself, and the"),
+        ({"contraction": 1.0}, r"contraction is 1\.0; give a number above 0 and below 1"),
+        ({"contraction": float("nan")}, r"contraction is nan; give a number"),
+        ({"decay": 0.0}, r"decay is 0\.0; give a number above 0"),
+        ({"decay": 1}, r"decay is 1 of type int; give a number, such as 0\.5"),
+        ({"table": "weights.json"}, r"table is 'weights\.json' of type str; give a ForecastTable, or None"),
         ({"rule": "modolo"}, r"no rule 'modolo'\. Did you mean 'modulo'\? Known: interval, modulo"),
         ({"full_steps": (0, 9), "cooldown_steps": 2}, r"cooldown_steps=2 would have no effect; add the last"),
         ({"steps": 50.0}, r"steps is 50\.0 of type float; give an integer"),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from taylorseer.errors import ScheduleError
 from taylorseer.predictor import (
+    EXACT_ON_LINES,
     PREDICTORS,
     derivative_coefficients,
     difference_scales,
@@ -99,7 +100,7 @@ def test_taylor_weights_equal_the_official_recurrence(schedule: CacheSchedule, o
 
 
 @settings(max_examples=300, deadline=None, database=None, derandomize=True)
-@given(schedules(), orders, seeds, st.sampled_from(["taylor", "reuse"]))
+@given(schedules(), orders, seeds, st.sampled_from(["taylor", "reuse", "hermite", "exponential"]))
 def test_scales_and_coefficients_run_the_same_recurrence_without_conditions(
     schedule: CacheSchedule, order: int, seed: int, predictor: str
 ) -> None:
@@ -134,7 +135,7 @@ def test_weights_sum_to_one_stay_in_the_past_and_are_not_zero(
 
 
 @settings(max_examples=300, deadline=None, database=None)
-@given(schedules(), st.integers(1, 4), st.sampled_from(["taylor", "newton"]))
+@given(schedules(), st.integers(1, 4), st.sampled_from(sorted(EXACT_ON_LINES)))
 def test_a_linear_series_is_exact_once_two_full_steps_are_known(
     schedule: CacheSchedule, order: int, predictor: str
 ) -> None:
@@ -166,8 +167,9 @@ def test_newton_is_exact_on_polynomials_of_its_degree(schedule: CacheSchedule, o
 def test_reuse_is_the_last_feature_and_order_zero_is_reuse(schedule: CacheSchedule, order: int) -> None:
     expected = {step: {schedule.last_full_step(step): 1.0} for step in schedule.forecast_steps}
     assert forecast_weights(schedule, order=order, predictor="reuse") == expected
-    assert forecast_weights(schedule, order=0) == expected
-    assert forecast_weights(schedule, order=0, predictor="newton") == expected
+    for predictor in PREDICTORS:
+        found = forecast_weights(schedule, order=0, predictor=predictor)
+        assert {step: pytest.approx(row) for step, row in found.items()} == expected
 
 
 def test_differences_are_not_derivatives_of_a_quadratic() -> None:
@@ -237,15 +239,42 @@ def test_the_baseline_has_no_weights() -> None:
         largest_weight_sum({})
 
 
-def test_newton_has_no_coefficients_of_derivatives() -> None:
-    with pytest.raises(ScheduleError, match=r"state layout 'derivatives'.*paper's differences; .*'history'"):
-        derivative_coefficients(interval_schedule(50, 6, 3), order=1, predictor="newton")
+def test_a_lower_order_is_the_largest_that_keeps_to_the_sum() -> None:
+    """Also in the coefficients of the derivatives, and no further than it has to be."""
+    schedule = interval_schedule(50, 6, 3, derivatives_from=2)
+    weights = forecast_weights(schedule, order=2, largest_sum=3.0)
+    by_order = [forecast_weights(schedule, order=order) for order in range(3)]
+    coefficients = derivative_coefficients(schedule, order=2, largest_sum=3.0)
+    lowered = {}
+    for step, row in weights.items():
+        sums = [math.fsum(map(abs, of_order[step].values())) for of_order in by_order]
+        lowered[step] = max(order for order in range(3) if sums[order] <= 3.0)
+        assert row == by_order[lowered[step]][step]
+        assert not coefficients[step][lowered[step] + 1 :].any()
+    assert [lowered[step] for step in (3, 4, 9, 10, 13)] == [2, 0, 2, 2, 1]
+
+
+def test_without_a_bound_no_order_is_lowered() -> None:
+    schedule = interval_schedule(50, 6, 3)
+    assert forecast_weights(schedule, order=4, largest_sum=1e9) == forecast_weights(schedule, order=4)
+    assert largest_weight_sum(forecast_weights(schedule, order=4, largest_sum=1.0))[1] == 1.0
+
+
+@pytest.mark.parametrize("predictor", ["newton", "least-squares"])
+def test_who_weighs_features_has_no_coefficients_of_derivatives(predictor: str) -> None:
+    message = (
+        rf"'{predictor}' was asked of the state layout 'derivatives', which holds the paper's differences; use the "
+        r"state layout 'history', or one of the predictors taylor, reuse, hermite, exponential\."
+    )
+    with pytest.raises(ScheduleError, match=message):
+        derivative_coefficients(interval_schedule(50, 6, 3), order=1, predictor=predictor)
 
 
 @pytest.mark.parametrize("function", [forecast_weights, derivative_coefficients])
 def test_unknown_predictors_are_refused(function: Callable[..., object]) -> None:
-    with pytest.raises(ScheduleError, match="no predictor 'hermite'; use one of taylor, reuse, newton"):
-        function(interval_schedule(50, 6, 3), order=1, predictor="hermite")
+    message = r"no predictor 'hermit'; use one of taylor, reuse, newton, least-squares, hermite, exponential\."
+    with pytest.raises(ScheduleError, match=message):
+        function(interval_schedule(50, 6, 3), order=1, predictor="hermit")
 
 
 @pytest.mark.parametrize("function", [forecast_weights, derivative_coefficients, difference_scales])

@@ -130,6 +130,8 @@ def test_a_reference_forgets_when_it_is_reset(bundles: Any, request_inputs: Any)
 def test_the_reference_knows_only_the_official_recurrence(bundles: Any) -> None:
     with pytest.raises(ScheduleError, match="newton"):
         reference_from_bundle(bundles("dit-tiny"), CacheConfig(predictor="newton"))
+    with pytest.raises(ScheduleError, match="lower-order"):
+        reference_from_bundle(bundles("dit-tiny"), CacheConfig(guard="lower-order"))
 
 
 def test_reuse_is_order_zero(bundles: Any, request_inputs: Any) -> None:

@@ -1,5 +1,7 @@
 """The plan of a loop: carried out on random numbers, every state layout gives the forecasts that the weights say."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,11 +10,15 @@ from hypothesis import strategies as st
 from taylorseer.accumulators import Accumulators
 from taylorseer.config import PRESETS, CacheConfig
 from taylorseer.errors import ScheduleError
-from taylorseer.predictor import forecast_weights
+from taylorseer.forecast_table import ForecastTable
+from taylorseer.predictor import PREDICTORS
 from taylorseer.runtime.step_plan import BuiltState, plan_steps
 
 ROUNDING = 1e-6
 """Coefficients and scales are float32; each rounds once, by 6e-8, and at most 2 * 4 of them are multiplied."""
+
+OF_FEATURES = ("newton", "least-squares")
+"""Predictors that the layout ``derivatives`` does not serve."""
 
 Forecasts = dict[int, tuple[float, float]]
 """Forecast step -> (its value, sum of magnitudes that went into it)."""
@@ -20,14 +26,15 @@ Forecasts = dict[int, tuple[float, float]]
 
 @st.composite
 def configs(draw: st.DrawFn) -> CacheConfig:
-    """Any mask of 9 to 40 steps, order 0 to 4, any predictor."""
+    """Any mask of 9 to 40 steps, order 0 to 4, any predictor, lowered or not."""
     rest = draw(st.lists(st.booleans(), min_size=8, max_size=39).filter(lambda full: not all(full)))
     return CacheConfig(
         steps=len(rest) + 1,
         full_steps=(0, *(step for step, full in enumerate(rest, 1) if full)),
         order=draw(st.integers(0, 4)),
-        predictor=draw(st.sampled_from(["taylor", "reuse", "newton"])),
+        predictor=draw(st.sampled_from(PREDICTORS)),
         derivatives_from=draw(st.integers(0, 4)),
+        guard=draw(st.sampled_from(["none", "lower-order"])),
     )
 
 
@@ -59,12 +66,16 @@ def derivative_forecasts(config: CacheConfig, slots: int, features: list[float])
     return made
 
 
-def folded_forecasts(config: CacheConfig, spare: int, features: list[float]) -> Forecasts:
-    """What the session and the full graph do with a ring that begins with zeros."""
+def accumulators(config: CacheConfig, spare: int = 0) -> Accumulators:
+    """What a bundle has that was built for this config, and for windows of ``spare`` forecasts more."""
     built = BuiltState.for_config("folded", config).accumulators
     assert built is not None
     window, order = built.window + spare, built.carried // built.window
-    built = Accumulators(count=(order + 1) * window, carried=order * window)
+    return Accumulators(count=(order + 1) * window, carried=order * window)
+
+
+def folded_forecasts(config: CacheConfig, built: Accumulators, features: list[float]) -> Forecasts:
+    """What the session and the full graph do with a ring that begins with zeros."""
     ring, sizes, made = np.zeros(built.ring), np.zeros(built.ring), {}
     for step, planned in enumerate(plan_steps(config, BuiltState(layout="folded", slots=1, accumulators=built))):
         if not planned.is_full:
@@ -84,7 +95,7 @@ def folded_forecasts(config: CacheConfig, spare: int, features: list[float]) -> 
 
 
 def assert_follows_the_weights(made: Forecasts, config: CacheConfig, features: list[float]) -> None:
-    weights = forecast_weights(config.schedule(), order=config.order, predictor=config.predictor)
+    weights = config.weights()
     assert made.keys() == weights.keys()
     for step, (value, size) in made.items():
         exact = sum(weight * features[source] for source, weight in weights[step].items())
@@ -99,7 +110,9 @@ def test_history_reproduces_the_weights(config: CacheConfig, spare: int, seed: i
 
 
 @settings(max_examples=200, deadline=None, database=None)
-@given(configs().filter(lambda config: config.predictor != "newton"), st.integers(0, 3), st.integers(0, 2**32 - 1))
+@given(
+    configs().filter(lambda config: config.predictor not in OF_FEATURES), st.integers(0, 3), st.integers(0, 2**32 - 1)
+)
 def test_derivatives_reproduce_the_weights(config: CacheConfig, spare: int, seed: int) -> None:
     features = list(np.random.default_rng(seed).standard_normal(config.steps))
     assert_follows_the_weights(derivative_forecasts(config, config.order + 1 + spare, features), config, features)
@@ -109,7 +122,7 @@ def test_derivatives_reproduce_the_weights(config: CacheConfig, spare: int, seed
 @given(configs(), st.integers(0, 3), st.integers(0, 2**32 - 1))
 def test_folded_reproduces_the_weights(config: CacheConfig, spare: int, seed: int) -> None:
     features = list(np.random.default_rng(seed).standard_normal(config.steps))
-    assert_follows_the_weights(folded_forecasts(config, spare, features), config, features)
+    assert_follows_the_weights(folded_forecasts(config, accumulators(config, spare), features), config, features)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -117,7 +130,64 @@ def test_the_presets_on_every_layout(preset: str) -> None:
     config, features = PRESETS[preset], list(np.random.default_rng(1).standard_normal(50))
     for forecasts in (history_forecasts, derivative_forecasts):
         assert_follows_the_weights(forecasts(config, config.order + 1, features), config, features)
-    assert_follows_the_weights(folded_forecasts(config, 0, features), config, features)
+    assert_follows_the_weights(folded_forecasts(config, accumulators(config), features), config, features)
+
+
+# One bundle serves them all
+
+
+@st.composite
+def choices(draw: st.DrawFn, built: CacheConfig) -> CacheConfig:
+    """What a bundle of ``built`` is to serve without a rebuild: less of interval and order, any predictor and guard."""
+    order = draw(st.integers(0, built.order))
+    predictor = draw(st.sampled_from(PREDICTORS))
+    loud = order > 1 and predictor in ("taylor", "newton", "least-squares")  # a spread is refused there, with a reason
+    config = CacheConfig(
+        steps=draw(st.integers(20, 50)),
+        interval=draw(st.integers(2, built.interval)),
+        order=order,
+        predictor=predictor,
+        warmup_steps=draw(st.integers(1, 4)),
+        derivatives_from=draw(st.integers(0, 3)),
+        guard=draw(st.sampled_from(["none", "lower-order"] if loud else ["none", "lower-order", "spread-warmup"])),
+    )
+    return tabled(config, draw(st.integers(0, 2**32 - 1))) if draw(st.integers(0, 6)) == 0 else config
+
+
+def tabled(config: CacheConfig, seed: int) -> CacheConfig:
+    """The same full steps, with weights that are no predictor's."""
+    random, schedule, rows = np.random.default_rng(seed), config.schedule(), {}
+    for step in schedule.forecast_steps:
+        remembered = [full for full in schedule.full_steps if full < step][-config.order - 1 :]
+        some = random.choice(remembered, random.integers(1, len(remembered) + 1), replace=False)
+        drawn = random.uniform(-2, 2, len(some))
+        rows[step] = dict(
+            zip(map(int, some), drawn + (random.uniform(0.6, 1.4) - drawn.sum()) / len(some), strict=True)
+        )
+    guard = "none" if config.guard == "lower-order" else config.guard
+    return dataclasses.replace(config, predictor="table", table=ForecastTable.from_weights(rows), guard=guard)
+
+
+BUILT = CacheConfig(interval=7, order=3, warmup_steps=3)
+
+
+@settings(max_examples=200, deadline=None, database=None)
+@given(choices(BUILT), st.integers(0, 2**32 - 1))
+def test_one_bundle_serves_every_predictor_and_guard(config: CacheConfig, seed: int) -> None:
+    features = list(np.random.default_rng(seed).standard_normal(config.steps))
+    assert_follows_the_weights(history_forecasts(config, BUILT.order + 1, features), config, features)
+    assert_follows_the_weights(folded_forecasts(config, accumulators(BUILT), features), config, features)
+
+
+@pytest.mark.parametrize("guard", ["lower-order", "spread-warmup"])
+@pytest.mark.parametrize("interval", range(2, 11))
+def test_a_bundle_of_the_official_schedule_serves_a_guarded_one(interval: int, guard: str) -> None:
+    official = CacheConfig.from_preset("flux", interval=interval)
+    guarded = CacheConfig.from_preset("flux", interval=interval, guard=guard)
+    features = list(np.random.default_rng(interval).standard_normal(50))
+    assert_follows_the_weights(folded_forecasts(guarded, accumulators(official), features), guarded, features)
+    for forecasts in (history_forecasts, derivative_forecasts):
+        assert_follows_the_weights(forecasts(guarded, official.order + 1, features), guarded, features)
 
 
 def test_slots_rotate_in_the_order_of_full_steps() -> None:
@@ -141,7 +211,7 @@ def test_sets_take_turns_and_a_forecast_reads_the_newest() -> None:
 
 
 @pytest.mark.parametrize("layout", ["history", "derivatives"])
-@pytest.mark.parametrize("predictor", ["taylor", "reuse", "newton"])
+@pytest.mark.parametrize("predictor", PREDICTORS)
 def test_the_baseline_asks_nothing_of_the_config_but_its_steps(layout: str, predictor: str) -> None:
     config = CacheConfig(steps=5, order=9, predictor=predictor)  # too few steps and too high an order to forecast
     plan = plan_steps(config, BuiltState(layout=layout, slots=3), baseline=True)  # type: ignore[arg-type]
@@ -155,9 +225,11 @@ def test_an_order_above_the_bundles_is_refused(layout: str) -> None:
         plan_steps(CacheConfig(order=3), BuiltState(layout=layout, slots=3))  # type: ignore[arg-type]
 
 
-def test_newton_is_refused_by_derivatives() -> None:
-    with pytest.raises(ScheduleError, match="'newton' was asked of the state layout 'derivatives'"):
-        plan_steps(CacheConfig(predictor="newton"), BuiltState(layout="derivatives", slots=2))
+@pytest.mark.parametrize("predictor", [*OF_FEATURES, "table"])
+def test_who_weighs_features_is_refused_by_derivatives(predictor: str) -> None:
+    config = tabled(CacheConfig(), 0) if predictor == "table" else CacheConfig(predictor=predictor)
+    with pytest.raises(ScheduleError, match=f"'{predictor}' was asked of the state layout 'derivatives'"):
+        plan_steps(config, BuiltState(layout="derivatives", slots=2))
 
 
 # The folded state
@@ -197,7 +269,7 @@ def test_a_full_step_is_told_weights_and_the_steps_whose_gates_it_needs() -> Non
     assert all(planned.ahead == () and planned.numbers.size == 0 for planned in plan if not planned.is_full)
 
 
-@pytest.mark.parametrize("predictor", ["taylor", "reuse", "newton"])
+@pytest.mark.parametrize("predictor", PREDICTORS)
 def test_a_folded_baseline_adds_up_nothing(predictor: str) -> None:
     built = BuiltState(layout="folded", slots=3, accumulators=Accumulators(count=6, carried=4))
     plan = plan_steps(CacheConfig(steps=5, order=9, predictor=predictor), built, baseline=True)
