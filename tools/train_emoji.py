@@ -11,21 +11,27 @@ running average being the teacher. That average is what is saved. The data set, 
 
 from __future__ import annotations
 
-import argparse
 import copy
-import itertools
-import json
-import math
-import time
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tools.emoji_model import Captions, EmojiModel, draw_sheet, pack, read_vocabulary, sample
+from tools.training import (
+    LossLog,
+    RunConfig,
+    begin,
+    descend,
+    follow,
+    learning_rate,
+    moments,
+    row_weights,
+    run_parser,
+    write_record,
+)
 
 __all__ = ["CORE", "SHEET", "TrainConfig", "loss_of", "train"]
 
@@ -47,33 +53,15 @@ CORE = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(RunConfig):
     """Settings of one training run."""
 
-    data: Path
-    """npz written by `tools.emoji_dataset`"""
-    output: Path
-    """folder that receives the checkpoint"""
-    minutes: float = 9.0
-    """length of the run; the learning rate falls to zero over it"""
-    seed: int = 0
-    """seed of the weights and of every random draw"""
-    device: str = "cuda"
-    """`cuda`, or `cpu` for a trial"""
-    batch: int = 512
-    """images a step"""
-    rate: float = 1e-3
-    """highest learning rate"""
     guided_from: float = 0.5
     """share of the run after which half of each batch learns guidance"""
-    autocast: bool = True
-    """multiply matrices in bfloat16"""
     core: bool = False
     """learn the 24 emoji of `CORE` alone, with their own vocabulary: what a CPU learns in half an hour"""
     layers: tuple[int, int, int] = (2, 5, 4)
     """double-stream blocks, single-stream blocks, and attention heads of width 64"""
-    resume: Path | None = None
-    """checkpoint to start from; None: fresh weights"""
 
 
 def draw_sigma(count: int, device: str) -> Tensor:
@@ -102,49 +90,10 @@ def loss_of(model: EmojiModel, teacher: EmojiModel, clean: Tensor, ids: Tensor, 
     return (model(noisy, sigma, guidance, ids) - target).square().mean()
 
 
-def row_weights(names: list[str], categories: list[str], counts: Tensor) -> Tensor:
-    """Weigh the rows [N]: 2170 skin-tone variants must not crowd out the rest; many captions, many draws."""
-    toned = torch.tensor([" skin tone" in name for name in names])
-    people = torch.tensor([category == "People & Body" for category in categories])
-    return torch.where(toned, 0.1, torch.where(people, 0.5, 1.0)) * (1 + 0.5 * (counts - 1).clamp(max=3))
-
-
-def draw_losses(log: list[dict[str, float]], path: Path) -> None:
-    """Plot the recorded losses over the steps."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 3), layout="constrained")
-    axes = figure.add_subplot()
-    axes.semilogy([entry["step"] for entry in log], [entry["loss"] for entry in log], linewidth=0.8)
-    axes.set(xlabel="step", ylabel="flow-matching loss")
-    figure.savefig(path, dpi=90)
-
-
-def write_results(config: TrainConfig, teacher: EmojiModel, captions: Captions, log: list[dict[str, float]]) -> None:
+def write_results(config: TrainConfig, teacher: EmojiModel, captions: Captions, losses: LossLog) -> None:
     """Write the checkpoint, the record of the run and the loss curve."""
     teacher.save(config.output, captions.vocabulary)
-    settings = {name: value.name if isinstance(value, Path) else value for name, value in asdict(config).items()}
-    machine = torch.cuda.get_device_name() if config.device == "cuda" else "cpu"
-    record = {"runs": [*past_runs(config), {**settings, "machine": machine, "torch": torch.__version__, "log": log}]}
-    (config.output / "training.json").write_text(json.dumps(record) + "\n")
-    draw_losses(joined_log(record["runs"]), config.output / "loss.png")
-
-
-def past_runs(config: TrainConfig) -> list[dict[str, Any]]:
-    """Return the records of the runs behind the checkpoint that this run starts from."""
-    if config.resume is None:
-        return []
-    runs: list[dict[str, Any]] = json.loads((config.resume / "training.json").read_text())["runs"]
-    return runs
-
-
-def joined_log(runs: list[dict[str, Any]]) -> list[dict[str, float]]:
-    """Chain the runs' losses, counting steps on from run to run."""
-    joined: list[dict[str, float]] = []
-    for run in runs:
-        before = joined[-1]["step"] if joined else 0
-        joined += [{"step": before + entry["step"], "loss": entry["loss"]} for entry in run["log"]]
-    return joined
+    write_record(config, losses, "flow-matching loss")
 
 
 def load_data(config: TrainConfig) -> tuple[Captions, Tensor, Tensor]:
@@ -156,8 +105,9 @@ def load_data(config: TrainConfig) -> tuple[Captions, Tensor, Tensor]:
     vocabulary = None if config.resume is None else read_vocabulary(config.resume)
     captions = Captions(data["captions"].tolist(), vocabulary).to(config.device)
     pixels = torch.from_numpy(data["images"]).to(config.device).permute(0, 3, 1, 2)
-    weights = row_weights(data["names"].tolist(), data["categories"].tolist(), captions.count.cpu())
-    return captions, pixels, weights.to(config.device)
+    weights = row_weights(data["names"].tolist(), data["categories"].tolist()).to(config.device)
+    # Many captions, many draws.
+    return captions, pixels, weights * (1 + 0.5 * (captions.count - 1).clamp(max=3))
 
 
 def make_models(config: TrainConfig, captions: Captions, changes: dict[str, Any]) -> tuple[EmojiModel, EmojiModel]:
@@ -178,46 +128,23 @@ def train(config: TrainConfig, **changes: Any) -> EmojiModel:
     """Run the training and return the averaged model; `changes` override `ARCHITECTURE`."""
     sizes = ("num_layers", "num_single_layers", "num_attention_heads")
     changes = dict(zip(sizes, config.layers, strict=True)) | changes
-    torch.manual_seed(config.seed)
-    # With PyTorch 2.11 on Hopper, training over 268 tokens with cuDNN attention died of illegal addresses.
-    torch.backends.cuda.enable_cudnn_sdp(False)
-    config.output.mkdir(parents=True, exist_ok=True)
-    past_runs(config)  # a missing record must show before the run, not after it
+    begin(config)
     captions, pixels, weights = load_data(config)
     model, teacher = make_models(config, captions, changes)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
-    log: list[dict[str, float]] = []
-    recent: list[Tensor] = []
-    start, saved = time.monotonic(), 0.0
-    for step in itertools.count(1):
-        elapsed = time.monotonic() - start
-        done = elapsed / (60 * config.minutes)
-        if done >= 1:
-            break
-        rate = config.rate * min(done / 0.03, 0.5 + 0.5 * math.cos(math.pi * done))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+    losses = LossLog()
+    for moment in moments(config.minutes):
         rows = torch.multinomial(weights, config.batch, replacement=True)
         clean = pack(pixels[rows].float() / 127.5 - 1)
         with torch.autocast(config.device, torch.bfloat16, enabled=config.autocast):
-            guided = config.batch // 2 if done >= config.guided_from else 0
+            guided = config.batch // 2 if moment.done >= config.guided_from else 0
             loss = loss_of(model, teacher, clean, captions.draw(rows), guided)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        decay = min(0.9995, step / (step + 10)) if config.resume is None else 0.9995
-        torch._foreach_lerp_(list(teacher.parameters()), list(model.parameters()), 1 - decay)
-        recent.append(loss.detach())
-        if step % 100 == 0:
-            log.append({"step": step, "loss": round(float(torch.stack(recent).mean()), 6)})
-            recent.clear()
-            if step % 1000 == 0:
-                print(f"step {step}  loss {log[-1]['loss']:.5f}  rate {rate:.2e}  {elapsed:.0f} s", flush=True)
-        if elapsed - saved > 150:
-            saved = elapsed
-            write_results(config, teacher, captions, log)
-    write_results(config, teacher, captions, log)
+        descend(optimizer, loss, learning_rate(config.rate, moment.done))
+        follow(teacher, model, moment.step, resumed=config.resume is not None)
+        losses.add(moment.step, loss=loss)
+        if moment.save:
+            write_results(config, teacher, captions, losses)
+    write_results(config, teacher, captions, losses)
     ids = torch.stack([captions.encode(prompt) for prompt in SHEET]).to(config.device)
     with torch.compiler.set_stance("force_eager"):
         draw_sheet(sample(teacher, ids), SHEET, config.output / "samples.png")
@@ -225,19 +152,10 @@ def train(config: TrainConfig, **changes: Any) -> EmojiModel:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the demo model flux-emoji.")
-    parser.add_argument("--data", type=Path, required=True, help="npz written by tools.emoji_dataset")
-    parser.add_argument("--output", type=Path, required=True, help="folder that receives the checkpoint")
-    parser.add_argument("--minutes", type=float, default=9.0, help="length of the run")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--batch", type=int, default=512, help="images a step")
-    parser.add_argument("--rate", type=float, default=1e-3, help="highest learning rate")
+    parser = run_parser("Train the demo model flux-emoji.")
     parser.add_argument("--guided-from", type=float, default=0.5, help="share of the run before guidance is learned")
-    parser.add_argument("--autocast", action=argparse.BooleanOptionalAction, default=True, help="use bfloat16")
     parser.add_argument("--core", action="store_true", help="learn the 24 emoji of CORE alone")
     parser.add_argument("--layers", type=int, nargs=3, default=(2, 5, 4), help="double blocks, single blocks, heads")
-    parser.add_argument("--resume", type=Path, help="checkpoint to start from")
     train(TrainConfig(**vars(parser.parse_args())))
 
 
