@@ -102,7 +102,7 @@ class FoldedState:
         """Name of prepare's table of gates; None: no feature has one."""
         return f"prepared.gates.{table_dtype(self.gates[0]).numpy().name}" if self.gates else None
 
-    def spec(self, itemsize: int) -> FoldingSpec:
+    def spec(self, itemsize: float) -> FoldingSpec:
         """Return what the manifest says; ``itemsize`` is of one number of a feature."""
         built = self.options.accumulators
         return FoldingSpec(
@@ -117,9 +117,9 @@ class FoldedState:
             terms=tuple(TermSpec(**dataclasses.asdict(term)) for term in self.proof.terms),
         )
 
-    def _group(self, itemsize: int) -> int:
+    def _group(self, itemsize: float) -> int:
         feature_bytes = itemsize * math.prod(int(size) for size in self._shape[1:])
-        group = self.options.flush_group or max(1, min(_LARGEST_GROUP, _FLUSH_BYTES // feature_bytes))
+        group = self.options.flush_group or max(1, min(_LARGEST_GROUP, int(_FLUSH_BYTES // feature_bytes)))
         return min(group, len(self.proof.terms))
 
     def rewrite_forecast(self, forecast: ir.Model) -> None:
@@ -154,7 +154,7 @@ class FoldedState:
             values,
             self._factors(writer),
             self._carried(writer),
-            group=self._group(values[0].dtype.itemsize),  # type: ignore[union-attr,arg-type]
+            group=self._group(values[0].dtype.itemsize),  # type: ignore[union-attr]
         )
         for index, value in enumerate(sums):
             output = writer.cast(value, self.options.dtype)
