@@ -14,13 +14,18 @@ from taylorseer.exporter.weights import CheckpointWeights
 __all__ = ["Checkpoint", "demo_checkpoint", "find_checkpoint"]
 
 _WORD_FILES = ("vocabulary.json", "embeddings.safetensors")
+_CLASSES_FILE = "classes.json"
 
 _HUB_PATTERNS = ["transformer/*.json", "transformer/*.safetensors", "scheduler/*.json", "model_index.json"]
 """What is downloaded of a pipeline: the transformer and the noise scheduler's config, not the encoders."""
 
 
 class Checkpoint:
-    """A diffusers pipeline folder (``transformer/``, perhaps ``scheduler/`` and ``words/``) or a bare transformer."""
+    """A diffusers pipeline folder (``transformer/``, perhaps more) or a bare transformer.
+
+    The rest of a pipeline is read where it is there: ``scheduler/``, ``words/`` (a word table) and ``classes.json``
+    (the names of the classes in their order).
+    """
 
     def __init__(self, folder: pathlib.Path, model: NamedModel, origin: str | None = None) -> None:
         """Read the configs and the headers of the weights.
@@ -42,13 +47,16 @@ class Checkpoint:
         self.scheduler = self._scheduler()
         if model.pipeline.text == "words":
             self._require_words()
+        if self._has_class_names():
+            self._check_class_names()
 
     def copy_words(self, draft: BundleDraft) -> None:
-        """Copy the word table, where the model has one, into the bundle."""
-        for name in _WORD_FILES:
-            source = self.folder / "words" / name
-            if source.is_file():
-                draft.path(f"words/{name}").write_bytes(_read(source))
+        """Copy what gives prompts a meaning, where the model has it: the word table, the names of the classes."""
+        for name in (f"words/{file}" for file in _WORD_FILES):
+            if (self.folder / name).is_file():
+                draft.path(name).write_bytes(_read(self.folder / name))
+        if self._has_class_names():
+            draft.path(_CLASSES_FILE).write_bytes(_read(self.folder / _CLASSES_FILE))
 
     def _scheduler(self) -> dict[str, Any] | None:
         path = self.folder / "scheduler" / "scheduler_config.json"
@@ -68,6 +76,27 @@ class Checkpoint:
                 raise CheckpointError(
                     f"The checkpoint {str(self.folder)!r} lacks words/{name}, which encodes this model's prompts."
                 )
+
+    def _has_class_names(self) -> bool:
+        return "num_embeds_ada_norm" in self.config and (self.folder / _CLASSES_FILE).is_file()
+
+    def _check_class_names(self) -> None:
+        """Refuse names that do not tell each class of the model from the others."""
+        path, count = self.folder / _CLASSES_FILE, self.config["num_embeds_ada_norm"]
+        try:
+            names = json.loads(_read(path))
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"{path} cannot be read: {error}.") from error
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(names) != count:
+            raise CheckpointError(
+                f"{path} must hold a JSON list of {count} names, one for each class of the model: correct it, or leave "
+                "it out, as classes have numbers too."
+            )
+        different = {name.strip().casefold() for name in names}
+        if len(different) < len(names) or any(not name or name.isdigit() for name in different):
+            raise CheckpointError(
+                f"{path} must name each class differently, and none with a number alone: correct it, or leave it out."
+            )
 
 
 def _read(path: pathlib.Path) -> bytes:

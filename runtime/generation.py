@@ -12,6 +12,7 @@ from taylorseer.bundle import Bundle
 from taylorseer.config import CacheConfig
 from taylorseer.errors import InputError, PromptError
 from taylorseer.manifest import Manifest
+from taylorseer.runtime.classes import CLASSES_FILE, Classes
 from taylorseer.runtime.latents import initial_noise, to_pixels, unpack
 from taylorseer.runtime.open_backend import open_backend
 from taylorseer.runtime.samplers import Sampler, sampler_from_config
@@ -47,10 +48,11 @@ class Generator:
 
         Raises:
             BackendError: the engines cannot be loaded here.
-            BundleError: the bundle's word table is missing or malformed.
+            BundleError: the bundle's word table is missing or malformed, or the names of its classes are.
         """
         self.manifest = bundle.manifest
         self._words = WordTable.load(bundle.path("words")) if self.manifest.pipeline.text == "words" else None
+        self._classes = _classes_of(bundle) if set(self.manifest.conditions) == {"class_labels"} else None
         self._model = LoadedModel(self.manifest, open_backend(bundle, threads=threads, device=device))
         self.session: Session = self._model.session()
 
@@ -67,8 +69,8 @@ class Generator:
         """Make one image.
 
         Args:
-            prompt: words of the bundle's table, a class number for class-conditional models, or the condition inputs
-                themselves by name, the model's batch first.
+            prompt: words of the bundle's table, a class by number or by name for class-conditional models, or the
+                condition inputs themselves by name, the model's batch first.
             seed: of the initial noise.
             cache: when and how to forecast; None: the bundle's default.
             guidance: None: the bundle's default.
@@ -128,21 +130,23 @@ class Generator:
         """
         specs = self.manifest.conditions
         if self._words is not None:
-            hidden, pooled = self._words.encode([prompt], self.manifest.sizes["text_length"])
-            return {"encoder_hidden_states": hidden, "pooled_projections": pooled}
-        if set(specs) == {"class_labels"}:
-            return {"class_labels": self._class_labels(prompt)}
+            return self._encode(self._words, prompt)
+        if self._classes is not None:
+            # The unconditional half is asked with the null class, which is the one after the last.
+            return {"class_labels": np.array([self._classes.label(prompt), self._classes.count], np.int64)}
         raise PromptError(
             f"{self.manifest.model} has no text encoder of its own: give the inputs {', '.join(specs)} as an .npz file "
             "(--conditions)."
         )
 
-    def _class_labels(self, prompt: str) -> NDArray[np.int64]:
-        """The class, and the null class for the unconditional half, which is the one after the last."""
-        classes = int(self.manifest.config["num_embeds_ada_norm"])
-        if not (prompt.isascii() and prompt.isdigit()) or int(prompt) >= classes:
-            raise PromptError(f"{self.manifest.model} takes a class number from 0 to {classes - 1}, not {prompt!r}.")
-        return np.array([int(prompt), classes], np.int64)
+    def _encode(self, words: WordTable, prompt: str) -> dict[str, NDArray[Any]]:
+        """Return what the model reads of a prompt; the mask only if it has one."""
+        length = self.manifest.sizes["text_length"]
+        hidden, pooled = words.encode([prompt], length)
+        made: dict[str, NDArray[Any]] = {"encoder_hidden_states": hidden, "pooled_projections": pooled}
+        if "encoder_attention_mask" in self.manifest.conditions:
+            made["encoder_attention_mask"] = words.attention_mask([prompt], length)
+        return made
 
     def _decode(self, latent: NDArray[np.float32]) -> NDArray[np.uint8] | None:
         pipeline, sizes = self.manifest.pipeline, self.manifest.sizes
@@ -154,6 +158,13 @@ class Generator:
             return to_pixels(np.ascontiguousarray(latent[0].transpose(1, 0, 2, 3)))
         image: NDArray[np.uint8] = to_pixels(latent)[0]
         return image
+
+
+def _classes_of(bundle: Bundle) -> Classes:
+    manifest, count = bundle.manifest, int(bundle.manifest.config["num_embeds_ada_norm"])
+    if CLASSES_FILE in manifest.files:
+        return Classes.load(bundle.path(CLASSES_FILE), model=manifest.model, count=count)
+    return Classes(model=manifest.model, count=count)
 
 
 def sampler_for(session: Session, steps: int) -> Sampler:

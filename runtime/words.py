@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from taylorseer.errors import BundleError, DependencyError, PromptError, ShapeError
 
-__all__ = ["PAD", "WordTable"]
+__all__ = ["PAD", "WordTable", "close_words"]
 
 PAD = "<pad>"
 """Row 0 of the table: what fills the text after the last word."""
@@ -71,16 +71,33 @@ class WordTable:
         Raises PromptError for no prompts, too many words, an unknown word or a letter that no word can have: no word
         that the user wrote is dropped silently.  Raises ShapeError for ``text_length`` below 1.
         """
-        if text_length < 1:
-            raise ShapeError(f"text_length is {text_length}; use the bundle's, which is at least 1.")
-        if not prompts:
-            raise PromptError("there are no prompts; give at least one, which may be empty ('').")
-        rows = [self._rows(prompt, text_length) for prompt in prompts]
+        rows = self._known(prompts, text_length)
         padded = np.zeros((len(rows), text_length), np.intp)
         for line, known in zip(padded, rows, strict=True):
             line[: len(known)] = known
         pooled = np.stack([self.pooled[known or [0]].mean(axis=0) for known in rows])
         return self.tokens[padded], pooled
+
+    def attention_mask(self, prompts: Sequence[str], text_length: int) -> NDArray[np.int64]:
+        """Return ``encoder_attention_mask`` [B, text_length], int64: 1 for words and 0 for what fills up the rest.
+
+        Without words the first row counts as one, as models that divide by the number of words were trained.
+
+        Raises what :meth:`encode` raises.
+        """
+        rows = self._known(prompts, text_length)
+        mask = np.zeros((len(rows), text_length), np.int64)
+        for line, known in zip(mask, rows, strict=True):
+            line[: max(len(known), 1)] = 1
+        return mask
+
+    def _known(self, prompts: Sequence[str], text_length: int) -> list[list[int]]:
+        """Return the table's rows of each prompt's words, having refused what cannot be encoded."""
+        if text_length < 1:
+            raise ShapeError(f"text_length is {text_length}; use the bundle's, which is at least 1.")
+        if not prompts:
+            raise PromptError("there are no prompts; give at least one, which may be empty ('').")
+        return [self._rows(prompt, text_length) for prompt in prompts]
 
     def _rows(self, prompt: str, text_length: int) -> list[int]:
         """Return the table's row of each word in ``prompt``."""
@@ -110,9 +127,14 @@ def _split(prompt: str) -> list[str]:
     return _WORD.findall(lowered)
 
 
+def close_words(word: str, known: Sequence[str]) -> list[str]:
+    """Return up to three of the ``known`` words that look like ``word``, the closest first."""
+    return difflib.get_close_matches(word, known)
+
+
 def _hint(word: str, known: Sequence[str]) -> str:
     """Name an unknown word with the known words that look like it."""
-    close = difflib.get_close_matches(word, known)
+    close = close_words(word, known)
     return f"{word!r} (close: {_listed(close)})" if close else f"{word!r} (nothing close)"
 
 

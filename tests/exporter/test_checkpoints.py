@@ -101,6 +101,42 @@ def test_words_are_copied_into_the_bundle(bundles: Any) -> None:
         assert bundles("flux-emoji").path(f"words/{name}").read_bytes() == original.read_bytes()
 
 
+def test_class_names_are_copied_into_the_bundle(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    names = json.dumps([f"class {number}" for number in range(10)])
+    for content in (names, None):
+        (folder / "classes.json").unlink(missing_ok=True)
+        if content is not None:
+            (folder / "classes.json").write_text(content)
+        with draft_bundle(tmp_path / "bundle") as draft:
+            find_checkpoint(DIT, str(folder)).copy_words(draft)
+            copied = draft.folder / "classes.json"
+            assert copied.read_text() == content if content is not None else not copied.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[", r"classes\.json cannot be read"),
+        ("{}", "must hold a JSON list of 10 names, one for each class"),
+        ("[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]", "must hold a JSON list of 10 names"),
+        ('["a", "b"]', "must hold a JSON list of 10 names"),
+        ('["a", "b", "c", "d", "e", "f", "g", "h", "i", "A "]', "must name each class differently"),
+        ('["a", "b", "c", "d", "e", "f", "g", "h", "i", "1"]', "none with a number alone"),
+        ('["a", "b", "c", "d", "e", "f", "g", "h", "i", ""]', "must name each class differently"),
+    ],
+)
+def test_malformed_class_names_are_refused(folder: pathlib.Path, content: str, message: str) -> None:
+    (folder / "classes.json").write_text(content)
+    with pytest.raises(CheckpointError, match=message):
+        find_checkpoint(DIT, str(folder))
+
+
+def test_a_model_without_classes_does_not_read_class_names(tmp_path: pathlib.Path) -> None:
+    shutil.copytree(demo_checkpoint("flux-emoji"), tmp_path / "copy")
+    (tmp_path / "copy/classes.json").write_text("of another tool")
+    find_checkpoint(load_model("flux-emoji"), str(tmp_path / "copy"))
+
+
 def test_a_missing_folder_is_no_hub_id_when_it_looks_like_a_path(tmp_path: pathlib.Path) -> None:
     for asked in (str(tmp_path / "absent"), "./absent", "../a/b", "~/models", "absent"):
         with pytest.raises(CheckpointError, match="no checkpoint folder"):

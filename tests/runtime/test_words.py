@@ -49,6 +49,20 @@ def test_an_empty_prompt_is_the_pad(table: WordTable) -> None:
     assert np.array_equal(pooled[0], POOLED[0])
 
 
+def test_the_mask_is_one_for_words(table: WordTable) -> None:
+    mask = table.attention_mask(["a red apple", "t-rex", ""], 4)
+    assert mask.dtype == np.int64
+    assert mask.tolist() == [[1, 1, 1, 0], [1, 0, 0, 0], [1, 0, 0, 0]]  # no words: the pad counts as one
+
+
+def test_the_mask_refuses_what_the_encoding_refuses(table: WordTable) -> None:
+    for prompts, length in ((["a red apple"], 2), ([], 4), (["xylophone"], 4)):
+        with pytest.raises(PromptError):
+            table.attention_mask(prompts, length)
+    with pytest.raises(ShapeError, match="text_length is 0"):
+        table.attention_mask(["red"], 0)
+
+
 def test_float32_tables_are_kept(tmp_path: Path) -> None:
     tokens = np.full((7, 4), 0.1, np.float32)
     states, _ = WordTable.load(write(tmp_path, tokens=tokens, pooled=POOLED)).encode(["red"], 1)
