@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from taylorseer.config import CacheConfig
 from taylorseer.errors import InputError
-from taylorseer.runtime.fidelity import SSIM_WINDOW, psnr_db, ssim
+from taylorseer.runtime.fidelity import SSIM_WINDOW, psnr_db, ssim, temporal_difference
 from taylorseer.runtime.generation import Generated, Generator
 
 __all__ = ["Comparison", "compare"]
@@ -55,13 +55,16 @@ class Comparison:
     reuse_psnr_db: float
     ssim: float
     reuse_ssim: float
+    temporal_difference: float | None
+    """Of the changes from frame to frame, against every step full; None for images."""
+    reuse_temporal_difference: float | None
     better_than_reuse: float
     """Share of pairs whose PSNR is above that of reuse."""
     images: tuple[tuple[NDArray[np.uint8], ...], ...] = dataclasses.field(repr=False)
-    """Rows: every step full, the schedule, reuse; a column per pair."""
+    """Rows: every step full, the schedule, reuse; a column per pair.  Images [H, W, 3] or clips [F, H, W, 3]."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything but the images; an infinite PSNR (equal images) becomes None."""
+        """Return everything but the images; what is infinite, as the PSNR of equal images, becomes None."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "images"}
         return {name: None if value == float("inf") else value for name, value in values.items()}
 
@@ -78,7 +81,7 @@ def compare(
     """Generate every prompt with every seed three times, interleaved, and compare.
 
     Args:
-        generator: a loaded bundle whose latents decode to images.
+        generator: a loaded bundle whose latents decode to images or clips.
         prompts: what the model takes.
         seeds: of the initial noise.
         cache: the schedule; its steps serve the other two runs too.
@@ -122,8 +125,8 @@ def _summary(
     loops = np.array([[made.result.step_seconds.sum() for made in run[:2]] for run in runs])
     speedup = float(np.median(loops[:, 0] / loops[:, 1]))
     request_speedup = float(np.median(requests[:, 0] / requests[:, 1]))
-    taylor = [psnr_db(reference, image) for reference, image in zip(rows[0], rows[1], strict=True)]
-    reuse = [psnr_db(reference, image) for reference, image in zip(rows[0], rows[2], strict=True)]
+    taylor, reuse = _each(psnr_db, rows[0], rows[1]), _each(psnr_db, rows[0], rows[2])
+    clips = rows[0][0].ndim == 4 and len(rows[0][0]) > 1
     return Comparison(
         state=generator.manifest.layout,
         steps=cache.steps,
@@ -143,11 +146,21 @@ def _summary(
         request_eta=request_speedup / (cache.steps / len(full_steps)),
         psnr_db=float(np.median(taylor)),
         reuse_psnr_db=float(np.median(reuse)),
-        ssim=float(np.median([ssim(a, b) for a, b in zip(rows[0], rows[1], strict=True)])),
-        reuse_ssim=float(np.median([ssim(a, b) for a, b in zip(rows[0], rows[2], strict=True)])),
+        ssim=float(np.median(_each(ssim, rows[0], rows[1]))),
+        reuse_ssim=float(np.median(_each(ssim, rows[0], rows[2]))),
+        temporal_difference=float(np.median(_each(temporal_difference, rows[0], rows[1]))) if clips else None,
+        reuse_temporal_difference=float(np.median(_each(temporal_difference, rows[0], rows[2]))) if clips else None,
         better_than_reuse=float(np.mean(np.array(taylor) > np.array(reuse))),
         images=rows,
     )
+
+
+def _each(
+    measure: Callable[[NDArray[np.uint8], NDArray[np.uint8]], float],
+    references: Sequence[NDArray[np.uint8]],
+    images: Sequence[NDArray[np.uint8]],
+) -> list[float]:
+    return [measure(reference, image) for reference, image in zip(references, images, strict=True)]
 
 
 def _step_ms(runs: Sequence[tuple[Generated, Generated, Generated]], *, full: bool) -> float:
@@ -165,8 +178,6 @@ def _require_pictures(generator: Generator) -> None:
     manifest = generator.manifest
     if manifest.pipeline.decoder == "none":
         raise InputError(f"{manifest.model}'s latents need their own decoder, so there are no images to compare.")
-    if manifest.sizes["frames"] > 1:
-        raise InputError(f"{manifest.model} makes clips, which are not compared frame by frame: compare images.")
     if min(manifest.sizes["height"], manifest.sizes["width"]) < SSIM_WINDOW:
         raise InputError(
             f"{manifest.model} makes images below {SSIM_WINDOW} pixels, too small for SSIM's window: compare a bundle "

@@ -1,4 +1,4 @@
-"""``taylorseer generate``: prompts to a picture."""
+"""``taylorseer generate``: prompts to a picture or a clip."""
 
 import argparse
 import io
@@ -8,42 +8,52 @@ import zipfile
 import zlib
 from typing import TYPE_CHECKING, Any
 
-from taylorseer.bundle import Bundle, open_bundle
+from taylorseer.bundle import open_bundle
 from taylorseer.commands.options import add_cache_options, cache_config
 from taylorseer.commands.progress import progress_bar
 from taylorseer.config import CacheConfig
 from taylorseer.errors import DependencyError, InputError, OutputError
+from taylorseer.manifest import Manifest
 
 if TYPE_CHECKING:
     from taylorseer.runtime.generation import Generated
 
 __all__ = ["add_options", "run"]
 
-SUMMARY = "make images from prompts"
+SUMMARY = "make images or clips from prompts"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument("bundle", help="the bundle's folder")
-    parser.add_argument("--prompt", action="append", metavar="TEXT", help="words, or a class number; may be repeated")
+    parser.add_argument(
+        "--prompt", action="append", metavar="TEXT", help="words, or a class by name or number; may be repeated"
+    )
     parser.add_argument("--conditions", metavar="FILE.npz", help="the model's condition inputs, instead of a prompt")
     parser.add_argument("--seed", type=int, default=0, help="of the first image; the next ones count up")
     parser.add_argument("--guidance", type=float, help="default: the model's own")
     parser.add_argument("--every-step-full", action="store_true", help="without forecasts, for comparison")
-    parser.add_argument("--output", default="out/image.png", metavar="FILE", help="a .png; a .npy for latents")
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        help="images: a .png (default: out/image.png); clips: an animated .png (default: out/clip.png), a .gif or an "
+        ".mp4; a .npy for latents",
+    )
     parser.add_argument("--scale", type=int, default=8, help="enlarge small images this many times")
-    add_cache_options(parser)
+    parser.add_argument("--frame-rate", type=float, metavar="FPS", help="clips: frames per second (default: 8)")
+    parser.add_argument("--sheet", action="store_true", help="clips: a .png picture with a row of frames for each")
+    add_cache_options(parser, schedule_file=True)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Generate one image per prompt into one picture."""
+    """Generate one image or clip per prompt into one file."""
     if (options.prompt is None) == (options.conditions is None):
         raise InputError("Give either --prompt (once or more) or --conditions.")
     if options.scale < 1:
         raise InputError(f"--scale {options.scale} is no enlargement: give 1 or more.")
     bundle = open_bundle(options.bundle)
-    _check_output(options.output, bundle)
-    config = cache_config(options, CacheConfig.from_json(bundle.manifest.cache))
+    output = _output(options, bundle.manifest)
+    config = cache_config(options, CacheConfig.from_json(bundle.manifest.cache), model=bundle.manifest.model)
     try:
         from taylorseer.runtime.generation import Generator
     except ImportError as error:
@@ -68,24 +78,42 @@ def run(options: argparse.Namespace) -> int:
                     on_step=show,
                 )
             )
-    _save(made, options)
+    _save(made, prompts, output, options)
     seconds = [image.result.step_seconds.sum() for image in made]
     full = int(made[0].result.full_steps.sum())
-    count = "1 image" if len(made) == 1 else f"{len(made)} images"
+    kind = "clip" if _makes_clips(bundle.manifest) else "image"
+    count = f"{len(made)} {kind}" + "s" * (len(made) > 1)
     each = statistics.median(seconds)
-    print(f"{options.output}: {count}, {each:.2f} s each, {full} of {config.steps} steps full")
+    print(f"{output}: {count}, {each:.2f} s each, {full} of {config.steps} steps full")
     return 0
 
 
-def _check_output(output: str, bundle: Bundle) -> None:
-    """Refuse before the loop what could not be written after it."""
-    suffix = pathlib.Path(output).suffix.lower()
-    if suffix not in (".png", ".npy"):
-        raise OutputError(f"{output!r} is neither a picture nor latents: give --output FILE.png or FILE.npy.")
-    if suffix == ".png" and bundle.manifest.pipeline.decoder == "none":
+def _makes_clips(manifest: Manifest) -> bool:
+    return manifest.sizes["frames"] > 1
+
+
+def _output(options: argparse.Namespace, manifest: Manifest) -> pathlib.Path:
+    """Return where the result goes, having refused before the loop what could not be written after it."""
+    clips = _makes_clips(manifest)
+    path = pathlib.Path(options.output or ("out/clip.png" if clips else "out/image.png"))
+    latents = path.suffix.lower() == ".npy"
+    moving = clips and not options.sheet and not latents
+    if options.sheet and (latents or not clips):
+        raise InputError("--sheet shows the frames of clips: leave it out for images and for latents.")
+    if options.frame_rate is not None and not moving:
+        raise InputError("--frame-rate is for clips in motion: leave it out for images, for sheets and for latents.")
+    if latents:
+        return path
+    if not moving and path.suffix.lower() != ".png":
+        raise OutputError(f"{str(path)!r} is neither a picture nor latents: give --output FILE.png or FILE.npy.")
+    if manifest.pipeline.decoder == "none":
         raise OutputError("This model's latents need its own decoder: give --output FILE.npy to keep the latents.")
-    if suffix == ".png":
-        import taylorseer.runtime.pictures  # noqa: F401  says what to install while nothing is lost
+    # Says what to install while nothing is lost.
+    from taylorseer.runtime.clips import FRAME_RATE, check_clip_file
+
+    if moving:
+        check_clip_file(path, FRAME_RATE if options.frame_rate is None else options.frame_rate)
+    return path
 
 
 def _load_conditions(path: str) -> dict[str, Any]:
@@ -103,22 +131,27 @@ def _load_conditions(path: str) -> dict[str, Any]:
         raise InputError(f"{path} cannot be read: {reason}. Save the inputs by name with np.savez.") from error
 
 
-def _save(made: "list[Generated]", options: argparse.Namespace) -> None:
-    """Write a picture of all images, or their latents where the model has no decoder here."""
+def _save(made: "list[Generated]", prompts: list[Any], output: pathlib.Path, options: argparse.Namespace) -> None:
+    """Write a picture of all images, or all clips side by side, or the latents."""
     import numpy as np
 
     from taylorseer.runtime.whole_file import write_whole
 
-    path = pathlib.Path(options.output)
-    if path.suffix.lower() == ".npy":
+    if output.suffix.lower() == ".npy":
         encoded = io.BytesIO()
         np.save(encoded, np.concatenate([image.latent for image in made]))
-        write_whole(path, encoded.getvalue())
+        write_whole(output, encoded.getvalue())
         return
-    from taylorseer.runtime.pictures import grid, save_png
+    from taylorseer.runtime.clips import FRAME_RATE, save_clip, side_by_side
+    from taylorseer.runtime.pictures import contact_sheet, grid, save_png
 
-    frames = []
-    for item in made:
-        assert item.image is not None  # the decoder was checked before the loop
-        frames += list(item.image) if item.image.ndim == 4 else [item.image]
-    save_png(grid(frames, scale=options.scale), path)
+    images = [item.image for item in made if item.image is not None]  # the decoder was checked before the loop
+    if images[0].ndim == 3:
+        save_png(grid(images, scale=options.scale), output)
+    elif options.sheet:
+        titles = [prompt if isinstance(prompt, str) else "" for prompt in prompts]
+        numbers = [str(frame) for frame in range(len(images[0]))]
+        rows = [list(clip) for clip in images]
+        save_png(contact_sheet(rows, row_titles=titles, column_titles=numbers, scale=options.scale), output)
+    else:
+        save_clip(side_by_side(images, options.scale), output, frame_rate=options.frame_rate or FRAME_RATE)

@@ -10,6 +10,7 @@ from taylorseer.errors import ModelError, ScheduleError
 from taylorseer.extrapolation import CONTRACTION, DECAY, NUMBERS
 from taylorseer.guard import LARGEST_SUM, Guard
 from taylorseer.predictor import PREDICTORS
+from taylorseer.schedule_file import load_schedule
 
 __all__ = ["ACCUMULATORS", "add_cache_options", "add_fold_options", "add_json_option", "cache_config", "check_fold"]
 
@@ -22,9 +23,16 @@ _FIELDS = (
 )
 
 
-def add_cache_options(parser: argparse.ArgumentParser) -> None:
-    """Add ``--preset`` and the fields of :class:`CacheConfig` that override it."""
+def add_cache_options(parser: argparse.ArgumentParser, *, schedule_file: bool = False) -> None:
+    """Add ``--preset`` and the fields of :class:`CacheConfig` that override it.
+
+    Args:
+        parser: of the command.
+        schedule_file: add ``--schedule`` too, which stands for all of them.
+    """
     group = parser.add_argument_group("cache schedule", "fields given here override those of the preset")
+    if schedule_file:
+        group.add_argument("--schedule", metavar="FILE", help="what `taylorseer tune` found, instead of all the others")
     group.add_argument("--preset", metavar="NAME", help=f"published settings: {', '.join(PRESETS)}")
     group.add_argument("--steps", type=int, help="number of denoising steps")
     group.add_argument("--interval", type=int, help="one step of every N is full")
@@ -77,17 +85,20 @@ def add_json_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
 
 
-def cache_config(options: argparse.Namespace, default: CacheConfig) -> CacheConfig:
+def cache_config(options: argparse.Namespace, default: CacheConfig, *, model: str | None = None) -> CacheConfig:
     """Return the configuration that the options ask for.
 
     Args:
         options: parsed options of :func:`add_cache_options`.
         default: what holds where neither a preset nor a field was given.
+        model: that a schedule file has to be of; None: of any.
 
     Raises:
-        ScheduleError: an unknown preset, predictor or guard, values that make no schedule, or a number of another
-            predictor.
+        ScheduleError: an unknown preset, predictor or guard, values that make no schedule, a number of another
+            predictor, or a schedule file that cannot be read, is of another model or has other options beside it.
     """
+    if getattr(options, "schedule", None) is not None:
+        return _of_file(options, model)
     given: dict[str, Any] = {name: getattr(options, name) for name in _FIELDS}
     if given["full_steps"] is not None:
         given["full_steps"] = _step_list(given["full_steps"])
@@ -103,6 +114,24 @@ def cache_config(options: argparse.Namespace, default: CacheConfig) -> CacheConf
         )
     _check_numbers(given, config)
     return config
+
+
+def _of_file(options: argparse.Namespace, model: str | None) -> CacheConfig:
+    """Return the configuration of ``--schedule``, which leaves nothing to choose."""
+    file = load_schedule(options.schedule)
+    if model is not None:
+        file.check_model(model, options.schedule)
+    if options.steps not in (None, file.cache.steps):
+        raise ScheduleError(
+            f"{options.schedule} was tuned for {file.cache.steps} steps, and --steps asks for {options.steps}: leave "
+            f"out --steps, or run `taylorseer tune --steps {options.steps}`."
+        )
+    beside = [name for name in ("preset", *_FIELDS) if name != "steps" and getattr(options, name) is not None]
+    if beside:
+        raise ScheduleError(
+            f"--schedule names every full step and weight: leave out --{beside[0].replace('_', '-')}, or --schedule."
+        )
+    return file.cache
 
 
 def _check_numbers(given: Mapping[str, Any], config: CacheConfig) -> None:

@@ -65,7 +65,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--memory-plot", type=pathlib.Path, metavar="FILE.png", help="draw the session's memory by its use"
     )
-    add_cache_options(parser)
+    add_cache_options(parser, schedule_file=True)
     add_json_option(parser)
 
 
@@ -104,7 +104,7 @@ def _check(options: argparse.Namespace) -> None:
 def _plan(options: argparse.Namespace) -> dict[str, Any]:
     bundle = open_bundle(options.bundle, check_digests=options.device_memory) if options.bundle else None
     default = CacheConfig.from_json(bundle.manifest.cache) if bundle else PRESETS["flux"]
-    config = cache_config(options, default)
+    config = cache_config(options, default, model=bundle.manifest.model if bundle else None)
     schedule = config.schedule()
     weights = config.weights()
     step, amplification = largest_weight_sum(weights)
@@ -117,6 +117,8 @@ def _plan(options: argparse.Namespace) -> dict[str, Any]:
         memory["memory"] = session_memory(
             bundle, batch=options.batch, steps=config.steps, load_engines=options.device_memory
         )
+    elif options.schedule:
+        sizes, where = None, None  # a schedule file is of one model, whose sizes its bundle knows
     else:
         sizes, where = _published_sizes(options.preset or "flux", config, options)
     return {

@@ -1,5 +1,6 @@
 """``compare``: the numbers as JSON and as a table, the contact sheet, and every refusal."""
 
+import dataclasses
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +9,8 @@ import pytest
 from PIL import Image
 
 from taylorseer.bundle import Bundle
+from taylorseer.commands.compare import CLASSES, CLIPS, PROMPTS, default_prompts
+from taylorseer.runtime.generation import Generator
 
 Run = Callable[..., Any]
 Bundles = Callable[..., Bundle]
@@ -97,3 +100,40 @@ def test_what_cannot_be_compared(
 def test_pictures_too_small_for_ssim(run: Run, bundles: Bundles) -> None:
     outcome = run("compare", bundles("dit-tiny").folder, "--prompt", "1", *SHORT)
     assert outcome.refused("images below 11 pixels, too small for SSIM's window")
+
+
+def test_clips_are_compared_with_a_sheet_of_their_frames(run: Run, bundles: Bundles, tmp_path: pathlib.Path) -> None:
+    sheet, folder = tmp_path / "sheet.png", bundles("hunyuan-video-emoji", "folded").folder
+    prompts = ("--prompt", "red heart moving left", "--prompt", "pizza growing")
+    outcome = run("compare", folder, *prompts, *SHORT, "--output", sheet)
+    assert outcome.code == 0 and outcome.out.startswith("2 pairs, 12 steps, 6 full, state folded; medians\n")
+    header, full, taylor, reuse = outcome.out.splitlines()[1:5]
+    assert header.split()[-2:] == ["SSIM", "changes"] and full.startswith("every step full")
+    assert all(0 < float(row.split()[-1].removesuffix("%")) < 100 for row in (taylor, reuse))
+    with Image.open(sheet) as image:  # a column for each frame, and two clips made three times
+        assert image.width > 8 * 3 * 32 and 6 * 3 * 32 < image.height < 9 * 3 * 32
+
+
+def test_every_demo_model_knows_its_default_prompts(bundles: Bundles) -> None:
+    for name, prompts in (("flux-emoji", PROMPTS), ("dit-emoji", CLASSES), ("hunyuan-video-emoji", CLIPS)):
+        bundle = bundles(name, "history" if name == "flux-emoji" else "folded")
+        assert default_prompts(bundle.manifest) == list(prompts)
+        generator = Generator(bundle)
+        asked = [generator.conditions(prompt) for prompt in prompts]
+        keys = {tuple(value.tobytes() for value in each.values()) for each in asked}
+        assert len(asked) == len(keys) == 8  # none is asked twice
+
+
+def test_classes_without_names_are_compared_by_number(run: Run, bundles: Bundles) -> None:
+    manifest = bundles("dit-tiny").manifest
+    assert default_prompts(manifest) == ["0", "1", "3", "4", "5", "6", "8", "9"]
+    few = dataclasses.replace(manifest, config=manifest.config | {"num_embeds_ada_norm": 3})
+    assert default_prompts(few) == ["0", "1", "2"]
+
+
+def test_a_command_without_prompts_compares_the_defaults(
+    run: Run, bundles: Bundles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("taylorseer.commands.compare.CLASSES", CLASSES[:1])
+    result = run("compare", bundles("dit-emoji", "folded").folder, *SHORT, "--json").json
+    assert result["pairs"] == 1 and result["temporal_difference"] is None

@@ -10,6 +10,7 @@ from PIL import Image
 
 from taylorseer.bundle import Bundle
 from taylorseer.runtime.generation import Generator, random_conditions
+from taylorseer.runtime.latents import to_pixels
 
 Run = Callable[..., Any]
 Bundles = Callable[..., Bundle]
@@ -138,6 +139,8 @@ def test_an_output_that_failed_leaves_nothing(run: Run, bundles: Bundles, tmp_pa
         (("--prompt", "cat"), "dit-tiny takes a class number from 0 to 9, not 'cat'"),
         (("--prompt", "1", "--scale", 0), "--scale 0 is no enlargement"),
         (("--prompt", "1", "--output", "x.jpg"), "'x.jpg' is neither a picture nor latents: give --output FILE.png"),
+        (("--prompt", "1", "--sheet"), "--sheet shows the frames of clips: leave it out for images"),
+        (("--prompt", "1", "--frame-rate", 8), "--frame-rate is for clips in motion: leave it out for images"),
         (("--prompt", "1", "--guidance", "nan"), "The guidance is nan: give a finite number"),
         (("--prompt", "1", "--guidance", "inf"), "The guidance is inf: give a finite number"),
         (("--prompt", "1", "--seed", -1), "seed -1 is negative"),
@@ -179,6 +182,89 @@ def test_prompts_of_words(run: Run, bundles: Bundles, tmp_path: pathlib.Path) ->
     long = " ".join(["red"] * (length + 1))
     assert run("generate", bundle.folder, "--prompt", long, *output).refused(f"{length + 1} words, but {length} fit")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def conditions(bundles: Bundles, tmp_path: pathlib.Path) -> tuple[object, ...]:
+    """The bundle of clips and a request for one."""
+    bundle = bundles("hunyuan-video-tiny")
+    inputs: dict[str, Any] = random_conditions(bundle.manifest, 0)
+    (tmp_path / "request").mkdir()
+    np.savez(tmp_path / "request/conditions.npz", **inputs)
+    return bundle.folder, "--conditions", tmp_path / "request/conditions.npz", *SHORT
+
+
+def test_a_clip_is_a_moving_picture(
+    run: Run, conditions: tuple[object, ...], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome = run("generate", *conditions, "--scale", 2)
+    assert outcome.code == 0 and outcome.out.startswith("out/clip.png: 1 clip, ")
+    run("generate", *conditions, "--output", "latent.npy")
+    frames = to_pixels(np.load("latent.npy")[0].transpose(1, 0, 2, 3))
+    with Image.open("out/clip.png") as clip:
+        assert (getattr(clip, "n_frames", 1), clip.info["loop"], clip.info["duration"]) == (3, 0, 125)
+        for number, frame in enumerate(frames):
+            clip.seek(number)
+            margin = (clip.height - 16) // 2
+            shown = np.asarray(clip.convert("RGB"))[margin : margin + 16, margin : margin + 24]
+            np.testing.assert_array_equal(shown[::2, ::2], frame)
+
+
+def test_a_clip_has_its_frame_rate(run: Run, conditions: tuple[object, ...], tmp_path: pathlib.Path) -> None:
+    assert run("generate", *conditions, "--output", tmp_path / "x.gif", "--frame-rate", 20).code == 0
+    with Image.open(tmp_path / "x.gif") as clip:
+        assert (clip.format, clip.info["duration"]) == ("GIF", 50)
+
+
+def test_a_sheet_has_a_row_for_each_clip(run: Run, bundles: Bundles, tmp_path: pathlib.Path) -> None:
+    folder, sheet = bundles("hunyuan-video-emoji", "folded").folder, tmp_path / "x.png"
+    prompts = ("--prompt", "red heart moving left", "--prompt", "pizza growing")
+    outcome = run("generate", folder, *prompts, *SHORT, "--sheet", "--scale", 2, "--output", sheet)
+    assert outcome.out.startswith(f"{sheet}: 2 clips, ")
+    with Image.open(sheet) as image:
+        assert getattr(image, "n_frames", 1) == 1
+        assert image.width > 8 * 64 and 2 * 64 < image.height < 4 * 64
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--output", "x.webm"), "'x.webm' is to be a clip: give it a name that ends with .png, .gif, .mp4"),
+        (("--output", "x.gif", "--sheet"), "'x.gif' is neither a picture nor latents: give --output FILE.png"),
+        (
+            ("--output", "x.npy", "--sheet"),
+            "--sheet shows the frames of clips: leave it out for images and for latents",
+        ),
+        (("--sheet", "--frame-rate", 3), "--frame-rate is for clips in motion: leave it out for images, for sheets"),
+        (("--output", "x.npy", "--frame-rate", 3), "--frame-rate is for clips in motion"),
+        (("--frame-rate", 0), "0 frames per second are no rate for a .png"),
+        (("--output", "x.mp4"), "needs the program ffmpeg, which is not on the PATH: install it"),
+    ],
+)
+def test_clips_that_cannot_be_written(
+    run: Run,
+    conditions: tuple[object, ...],
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: tuple[object, ...],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert run("generate", *conditions, *options).refused(message)
+    assert [path.name for path in tmp_path.iterdir()] == ["request"]
+
+
+def test_classes_by_name(run: Run, bundles: Bundles, tmp_path: pathlib.Path) -> None:
+    folder = bundles("dit-emoji", "folded").folder
+    for prompt in ("animal-mammal", "13"):
+        latent = tmp_path / f"{prompt}.npy"
+        outcome = run("generate", folder, "--prompt", prompt, "--every-step-full", "--steps", 2, "--output", latent)
+        assert outcome.code == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "animal-mammal.npy"), np.load(tmp_path / "13.npy"))
+    refused = run("generate", folder, "--prompt", "animal-mamal", "--output", tmp_path / "x.npy")
+    assert refused.refused("dit-emoji takes a class by name or by number", "close: 'animal-mammal'", "classes.json")
 
 
 def test_latents_that_need_a_decoder_are_refused_as_pictures_before_the_loop(

@@ -12,11 +12,12 @@ from taylorseer.bundle import Bundle
 from taylorseer.config import CacheConfig
 from taylorseer.errors import InputError
 from taylorseer.runtime.comparison import Comparison, compare
-from taylorseer.runtime.fidelity import psnr_db, ssim
-from taylorseer.runtime.generation import Generator, random_conditions
+from taylorseer.runtime.fidelity import psnr_db, ssim, temporal_difference
+from taylorseer.runtime.generation import Generator
 
 SHORT = CacheConfig(steps=12, interval=3, order=1, warmup_steps=3)
 PROMPTS = ["red heart", "rocket"]
+MEASURES = (psnr_db, ssim, temporal_difference)
 
 
 @pytest.fixture(scope="module")
@@ -101,11 +102,27 @@ def test_pictures_smaller_than_the_window_of_ssim(bundles: Callable[..., Bundle]
         compare(Generator(bundles("dit-tiny"), threads=1), ["1"], [0], SHORT)
 
 
-def test_clips_are_not_compared(bundles: Callable[..., Bundle]) -> None:
-    video = Generator(bundles("hunyuan-video-tiny"), threads=1)
-    prompt = random_conditions(video.manifest, 0)
-    with pytest.raises(InputError, match="makes clips, which are not compared frame by frame"):
-        compare(video, [prompt], [0], SHORT)  # type: ignore[list-item]
+@pytest.fixture(scope="module")
+def moving(bundles: Callable[..., Bundle]) -> Comparison:
+    video = Generator(bundles("hunyuan-video-emoji", "folded"), threads=1)
+    return compare(video, ["red heart moving left", "star fading in"], [3], SHORT)
+
+
+def test_clips_are_compared_over_their_frames(moving: Comparison) -> None:
+    full, taylor, reuse = moving.images
+    assert [clip.shape for clip in full] == [(8, 32, 32, 3)] * 2
+    for row, found in (
+        (taylor, (moving.psnr_db, moving.ssim, moving.temporal_difference)),
+        (reuse, (moving.reuse_psnr_db, moving.reuse_ssim, moving.reuse_temporal_difference)),
+    ):
+        expected = [np.mean([measure(a, b) for a, b in zip(full, row, strict=True)]) for measure in MEASURES]
+        assert found == pytest.approx(expected)  # the median of two is their mean
+    assert moving.temporal_difference != moving.reuse_temporal_difference
+    assert json.loads(json.dumps(moving.to_json()))["temporal_difference"] == moving.temporal_difference
+
+
+def test_images_have_no_temporal_difference(result: Comparison) -> None:
+    assert result.temporal_difference is None and result.reuse_temporal_difference is None
 
 
 def test_latents_without_decoder_are_no_pictures(emoji: Generator, monkeypatch: pytest.MonkeyPatch) -> None:

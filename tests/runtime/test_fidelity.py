@@ -1,4 +1,4 @@
-"""PSNR and SSIM against values worked out otherwise."""
+"""PSNR, SSIM and the temporal difference against values worked out otherwise."""
 
 import math
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 from skimage.metrics import peak_signal_noise_ratio
 
 from taylorseer.errors import DependencyError, ShapeError
-from taylorseer.runtime.fidelity import SSIM_WINDOW, psnr_db, ssim
+from taylorseer.runtime.fidelity import SSIM_WINDOW, psnr_db, ssim, temporal_difference
 
 
 def picture(seed: int = 0, side: int = 32) -> np.ndarray:
@@ -64,6 +64,50 @@ def test_more_noise_is_less_fidelity() -> None:
     assert 1 > ssim(noisy[0], noisy[1]) > ssim(noisy[0], noisy[2]) > -1
 
 
+def clip(seed: int = 0, frames: int = 4) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 200, (frames, 16, 16, 3)).astype(np.uint8)
+
+
+def test_a_clips_psnr_is_over_all_its_frames() -> None:
+    """One mean over all errors: the mean of the frames' own PSNRs would be infinite here."""
+    other = clip()
+    other[1] += 10
+    assert psnr_db(clip(), other) == pytest.approx(10 * math.log10(255**2 / (10**2 / 4)))
+
+
+def test_a_clips_ssim_is_the_mean_over_its_frames() -> None:
+    expected = np.mean([ssim(first, second) for first, second in zip(clip(0), clip(1), strict=True)])
+    assert ssim(clip(0), clip(1)) == pytest.approx(expected)
+
+
+def test_the_temporal_difference_is_that_of_the_changes() -> None:
+    reference = np.zeros((3, 2, 2, 3), np.uint8)
+    reference[1], reference[2] = 30, 60
+    other = reference.copy()
+    other[1] += 3  # the changes become 33 and 27 in place of 30 and 30
+    assert temporal_difference(reference, other) == pytest.approx(0.1)
+
+
+def test_what_differs_in_every_frame_alike_is_no_temporal_difference() -> None:
+    assert temporal_difference(clip(), clip() + np.uint8(50)) == 0
+    assert psnr_db(clip(), clip() + np.uint8(50)) < 20
+
+
+def test_a_clip_that_stands_still_misses_every_change() -> None:
+    still = np.repeat(clip()[:1], 4, axis=0)
+    assert temporal_difference(clip(), still) == pytest.approx(1)
+    assert temporal_difference(still, clip()) == math.inf
+    assert temporal_difference(still, still) == 0
+
+
+def test_changes_need_two_frames() -> None:
+    for wrong in (picture(), clip(frames=1)):
+        with pytest.raises(ShapeError, match="changes from frame to frame need clips"):
+            temporal_difference(wrong, wrong)
+    with pytest.raises(ShapeError, match="fidelity compares"):
+        temporal_difference(clip(), clip(frames=3))
+
+
 @pytest.mark.parametrize("measure", [psnr_db, ssim])
 @pytest.mark.parametrize(
     ("reference", "image"),
@@ -72,6 +116,9 @@ def test_more_noise_is_less_fidelity() -> None:
         (picture()[..., 0], picture()[..., 0]),
         (picture(), picture().astype(np.float32)),
         (picture()[:0], picture()[:0]),
+        (clip(), clip(frames=3)),
+        (clip()[:0], clip()[:0]),
+        (clip()[None], clip()[None]),
     ],
 )
 def test_what_is_no_pair_of_pictures_is_refused(
