@@ -231,8 +231,9 @@ def test_a_forecast_takes_the_latent_one_accumulator_and_the_final_layers_number
     graph = split(whole_model(name), name, roles(name), "folded").forecast.graph
     found = {str(v.name): sizes(v)[1:] for v in graph.inputs}
     found.pop("hidden_states")
-    # Shift and scale of the final layer.
-    assert found == {"accumulator": list(SHAPES[name]), "prepared.forecast.float32": [64]}
+    # Of the final layer: its modulated weight [32, 12] and bias, or shift and scale.
+    final = 2 * 32 if name == "dit-tiny" else 32 * 12 + 12
+    assert found == {"accumulator": list(SHAPES[name]), "prepared.forecast.float32": [final]}
     assert len(list(graph)) <= 20
     scopes = " ".join(node.metadata_props.get("pkg.torch.onnx.name_scopes", "") for node in graph)
     assert "transformer_blocks" not in scopes and "proj_out" in scopes
