@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tools.emoji_dataset import FILLERS, MAX_WORDS, split_words
+from tools.guided_flow import zero_modulations
 
 __all__ = [
     "ARCHITECTURE",
@@ -127,13 +128,8 @@ class EmojiModel(nn.Module):  # type: ignore[misc]  # torch is untyped under the
             embedder.register_forward_hook(lambda module, inputs, output: output.float())
 
     def start_from_zero(self) -> None:
-        """Zero the modulations and the output, so that blocks start as the identity (DiT, section 3.2)."""
-        for name, module in self.transformer.named_modules():
-            if name == "proj_out" or name.endswith(
-                ("norm1.linear", "norm1_context.linear", "norm.linear", "norm_out.linear")
-            ):
-                nn.init.zeros_(module.weight)
-                nn.init.zeros_(module.bias)
+        """Let the blocks start as the identity."""
+        zero_modulations(self.transformer)
 
     def forward(self, tokens: Tensor, sigma: Tensor, guidance: Tensor, ids: Tensor) -> Tensor:
         """Predict v [B, 256, 12] from tokens (same shape), sigma [B] in [0, 1], guidance [B], ids [B, 12]."""

@@ -2,11 +2,8 @@
 
     python -m tools.train_emoji --data emoji32.npz --output models/flux-emoji --minutes 9
 
-Rectified flow as FLUX trains it: x_t = (1 - sigma) x_0 + sigma noise, and the network learns
-v = noise - x_0. The guidance input is trained in the second part of the run, without a separate teacher: for
-a scale w drawn from [1, 5] the target becomes v + (w - 1) (v_ema(caption) - v_ema(nothing)), the weights'
-running average being the teacher. That average is what is saved. The data set, built by
-`tools.emoji_dataset`, lives on the device.
+Rectified flow, with guidance that is learned in the second part of the run (`tools.guided_flow`); the running average
+of the weights is what is saved. The data set, built by `tools.emoji_dataset`, lives on the device.
 """
 
 from __future__ import annotations
@@ -20,6 +17,7 @@ import torch
 from torch import Tensor
 
 from tools.emoji_model import Captions, EmojiModel, draw_sheet, pack, read_vocabulary, sample
+from tools.guided_flow import loss_of
 from tools.training import (
     LossLog,
     RunConfig,
@@ -33,7 +31,7 @@ from tools.training import (
     write_record,
 )
 
-__all__ = ["CORE", "SHEET", "TrainConfig", "loss_of", "train"]
+__all__ = ["CORE", "SHEET", "TrainConfig", "train"]
 
 SHEET = (
     "red heart", "pizza", "flag japan", "grinning face", "rocket", "cat face",
@@ -62,32 +60,6 @@ class TrainConfig(RunConfig):
     """learn the 24 emoji of `CORE` alone, with their own vocabulary: what a CPU learns in half an hour"""
     layers: tuple[int, int, int] = (2, 5, 4)
     """double-stream blocks, single-stream blocks, and attention heads of width 64"""
-
-
-def draw_sigma(count: int, device: str) -> Tensor:
-    """Draw noise levels [count] in (0, 1): half logit-normal as in FLUX, half uniform to learn both ends."""
-    uniform = torch.rand(count, device=device)
-    return torch.where(torch.rand(count, device=device) < 0.5, torch.randn(count, device=device).sigmoid(), uniform)
-
-
-def loss_of(model: EmojiModel, teacher: EmojiModel, clean: Tensor, ids: Tensor, guided: int) -> Tensor:
-    """Return the flow-matching loss of tokens [B, 256, 12] and words [B, 12].
-
-    The first `guided` rows learn guidance, the rest plain velocities at scale 1; about every eighth row
-    loses its words.
-    """
-    noise, sigma = torch.randn_like(clean), draw_sigma(len(clean), str(clean.device))
-    noisy = clean.lerp(noise, sigma[:, None, None])
-    ids = torch.where(torch.rand(len(ids), 1, device=ids.device) < 0.12, 0, ids)
-    guidance, target = torch.ones_like(sigma), noise - clean
-    if guided:
-        guidance[:guided].uniform_(1.0, 5.0)
-        with torch.no_grad():
-            twice = [torch.cat([x[:guided], x[:guided]]) for x in (noisy, sigma)]
-            words = torch.cat([ids[:guided], torch.zeros_like(ids[:guided])])
-            named, unnamed = teacher(*twice, torch.ones_like(twice[1]), words).chunk(2)
-        target[:guided] += (guidance[:guided, None, None] - 1) * (named - unnamed)
-    return (model(noisy, sigma, guidance, ids) - target).square().mean()
 
 
 def write_results(config: TrainConfig, teacher: EmojiModel, captions: Captions, losses: LossLog) -> None:

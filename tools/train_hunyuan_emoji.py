@@ -2,10 +2,9 @@
 
     python -m tools.train_hunyuan_emoji --data emoji32.npz --output models/hunyuan-video-emoji --minutes 9
 
-Rectified flow: x_t = (1 - sigma) x_0 + sigma noise, and the network learns v = noise - x_0. The guidance input is
-trained in the second part of the run, without a separate teacher: for a scale w drawn from [1, 5] the target becomes
-v + (w - 1) (v_ema(caption) - v_ema(nothing)), the weights' running average being the teacher. That average is what is
-saved. Every clip is rendered anew on the device; a tenth of the pairs of emoji and motion is never shown.
+Rectified flow, with guidance that is learned in the second part of the run (`tools.guided_flow`); the running average
+of the weights is what is saved. Every clip is rendered anew on the device; a tenth of the pairs
+of emoji and motion is never shown.
 """
 
 from __future__ import annotations
@@ -36,10 +35,11 @@ from tools.emoji_clips import (
     vary,
 )
 from tools.emoji_model import read_vocabulary
+from tools.guided_flow import draw_sigma, loss_of
 from tools.training import LossLog, RunConfig, begin, descend, follow, learning_rate, moments, run_parser, write_record
-from tools.video_emoji_model import SHIFT, ClipCaptions, VideoEmojiModel, sample
+from tools.video_emoji_model import ClipCaptions, VideoEmojiModel, sample
 
-__all__ = ["ClipData", "VideoConfig", "loss_of", "sheet_pairs", "train"]
+__all__ = ["ClipData", "VideoConfig", "sheet_pairs", "train"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,34 +94,6 @@ def sheet_pairs(data: ClipData) -> Tensor:
             of_motion = pairs[pairs[:, 1] == motion]
             chosen.append(of_motion[5 * motion % len(of_motion)])
     return torch.stack(chosen)
-
-
-def draw_sigma(count: int, device: str) -> Tensor:
-    """Draw noise levels [count] in (0, 1): half logit-normal, shifted as the sampler is, half uniform."""
-    uniform = torch.rand(count, device=device)
-    normal = torch.randn(count, device=device).sigmoid()
-    shifted = SHIFT * normal / (1 + (SHIFT - 1) * normal)
-    return torch.where(torch.rand(count, device=device) < 0.5, shifted, uniform)
-
-
-def loss_of(model: VideoEmojiModel, teacher: VideoEmojiModel, clean: Tensor, ids: Tensor, guided: int) -> Tensor:
-    """Return the flow-matching loss of clips [B, 3, 8, 32, 32] and words [B, 16].
-
-    The first `guided` rows learn guidance, the rest plain velocities at scale 1; about every eighth row
-    loses its words.
-    """
-    noise, sigma = torch.randn_like(clean), draw_sigma(len(clean), str(clean.device))
-    noisy = clean.lerp(noise, sigma[:, None, None, None, None])
-    ids = torch.where(torch.rand(len(ids), 1, device=ids.device) < 0.12, 0, ids)
-    guidance, target = torch.ones_like(sigma), noise - clean
-    if guided:
-        guidance[:guided].uniform_(1.0, 5.0)
-        with torch.no_grad():
-            twice = [torch.cat([x[:guided], x[:guided]]) for x in (noisy, sigma)]
-            words = torch.cat([ids[:guided], torch.zeros_like(ids[:guided])])
-            named, unnamed = teacher(*twice, torch.ones_like(twice[1]), words).chunk(2)
-        target[:guided] += (guidance[:guided, None, None, None, None] - 1) * (named - unnamed)
-    return (model(noisy, sigma, guidance, ids) - target).square().mean()
 
 
 def make_models(config: VideoConfig, words: int, changes: dict[str, Any]) -> tuple[VideoEmojiModel, VideoEmojiModel]:

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from tools.emoji_clips import FRAMES, MOTIONS, SIZE
 from tools.emoji_dataset import split_words
+from tools.guided_flow import zero_modulations
 from tools.training import save_half
 
 __all__ = ["ARCHITECTURE", "FILLERS", "GUIDANCE", "SHIFT", "TEXT_LENGTH", "ClipCaptions", "VideoEmojiModel", "sample"]
@@ -141,13 +142,8 @@ class VideoEmojiModel(nn.Module):  # type: ignore[misc]  # torch is untyped unde
         self.pooled = nn.Embedding(words, config.pooled_projection_dim)
 
     def start_from_zero(self) -> None:
-        """Zero the modulations and the output, so that blocks start as the identity (DiT, section 3.2)."""
-        for name, module in self.transformer.named_modules():
-            if name == "proj_out" or name.endswith(
-                ("norm1.linear", "norm1_context.linear", "norm.linear", "norm_out.linear")
-            ):
-                nn.init.zeros_(module.weight)
-                nn.init.zeros_(module.bias)
+        """Let the blocks start as the identity."""
+        zero_modulations(self.transformer)
 
     def forward(self, clips: Tensor, sigma: Tensor, guidance: Tensor, ids: Tensor) -> Tensor:
         """Predict v [B, 3, F, H, W] from clips (same shape), sigma [B] in [0, 1], guidance [B], ids [B, L].

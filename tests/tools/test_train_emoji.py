@@ -12,7 +12,8 @@ from diffusers import FluxTransformer2DModel
 
 from tools.emoji_dataset import FILLERS
 from tools.emoji_model import Captions, EmojiModel, augment, image_ids, pack, sample, unpack
-from tools.train_emoji import CORE, SHEET, TrainConfig, loss_of, train
+from tools.guided_flow import loss_of
+from tools.train_emoji import CORE, SHEET, TrainConfig, train
 
 TINY: dict[str, Any] = {
     "num_layers": 1,

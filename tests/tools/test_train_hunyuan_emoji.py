@@ -13,7 +13,8 @@ from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideo
 
 from taylorseer.runtime.words import WordTable
 from tools.emoji_clips import CAST, MOTIONS
-from tools.train_hunyuan_emoji import ClipData, VideoConfig, loss_of, sheet_pairs, train
+from tools.guided_flow import loss_of
+from tools.train_hunyuan_emoji import ClipData, VideoConfig, sheet_pairs, train
 from tools.video_emoji_model import (
     ARCHITECTURE,
     GUIDANCE,
