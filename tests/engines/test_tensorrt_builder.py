@@ -1,5 +1,6 @@
 """Plans by TensorRT-RTX, built ahead of time for GPUs that are not here; refusals with TensorRT's own reasons."""
 
+import dataclasses
 import hashlib
 import pathlib
 import sys
@@ -10,6 +11,7 @@ import onnx_ir as ir
 import pytest
 
 from taylorseer.bundle import Bundle
+from taylorseer.config import CacheConfig
 from taylorseer.cuda import Device, load_cuda
 from taylorseer.engines import tensorrt_builder as module
 from taylorseer.engines.options import TensorRTOptions
@@ -19,6 +21,7 @@ from taylorseer.engines.store import EngineStore
 from taylorseer.engines.tensorrt_builder import build_plan, build_tensorrt, target_capabilities
 from taylorseer.errors import BackendError, DependencyError, DeviceError
 from taylorseer.manifest import EngineSpec
+from taylorseer.predictor import PREDICTORS
 from taylorseer.tensorrt_library import TensorRT
 
 Build = Callable[..., tuple[pathlib.Path, EngineSpec]]
@@ -119,11 +122,19 @@ def test_another_order_builds_at_most_the_forecast(build: Build, exported: Bundl
     assert changed == ["forecast"]
 
 
-def test_another_interval_and_predictor_build_nothing(build: Build, exported: Bundles, builds: list[Any]) -> None:
-    _, first = build(exported("dit-tiny"), "8.9")
+def test_other_intervals_predictors_and_guards_build_nothing(
+    build: Build, exported: Bundles, builds: list[Any]
+) -> None:
+    bundle = exported("dit-tiny")
+    _, first = build(bundle, "8.9")
     builds.clear()
-    _, other = build(exported("dit-tiny", interval=3, predictor="newton"), "8.9")
+    _, other = build(exported("dit-tiny", interval=3, predictor="exponential", guard="lower-order"), "8.9")
     assert builds == [] and other == first
+    for predictor in PREDICTORS:  # what was exported above shows that a graph knows nothing of them
+        for interval in range(2, 11):
+            cache = CacheConfig(interval=interval, predictor=predictor).to_json()
+            _, other = build(Bundle(bundle.folder, dataclasses.replace(bundle.manifest, cache=cache)), "8.9")
+            assert builds == [] and other == first, (predictor, interval)
 
 
 def test_an_option_builds_again(build: Build, exported: Bundles, builds: list[Any]) -> None:
