@@ -66,7 +66,7 @@ def test_the_measurement_would_notice() -> None:
 
 
 def test_help_and_plan_need_numpy_alone() -> None:
-    commands = ("build", "plan", "generate", "compare", "inspect", "verify", "store", "doctor")
+    commands = ("build", "plan", "generate", "compare", "tune", "inspect", "verify", "profile", "store", "doctor")
     asked = [
         ["--help"],
         *([command, "--help"] for command in commands),

@@ -11,7 +11,7 @@ from taylorseer import errors
 from taylorseer.cli import build_engines_main, main
 from taylorseer.commands import doctor
 
-COMMANDS = ("build", "plan", "generate", "compare", "inspect", "verify", "doctor")
+COMMANDS = ("build", "plan", "generate", "compare", "tune", "inspect", "verify", "profile", "store", "doctor")
 KINDS = [getattr(errors, name) for name in errors.__all__]
 
 
