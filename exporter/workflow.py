@@ -23,6 +23,7 @@ from taylorseer.exporter.imported import ImportedModel, import_model, require_pr
 from taylorseer.exporter.passes.cleaning import clean
 from taylorseer.exporter.passes.exact_timesteps import keep_timesteps_exact
 from taylorseer.exporter.passes.modulated_projection import modulate_weights
+from taylorseer.exporter.passes.wide_products import sum_products_wide
 from taylorseer.exporter.passes.wide_residual import widen_residual
 from taylorseer.exporter.prepare import STEP_BATCH
 from taylorseer.exporter.stages import LiveFeature, Stages, split_stages
@@ -69,7 +70,8 @@ class ExportRequest:
     flush_group: int | None = None
     """Features that the folded state sums at once; None: as many as fit 2 GiB, 12 at the most."""
     fold_form: FoldForm = "channels"
-    """How the full graph folds: ``chains`` for TensorRT, ``channels`` for ONNX Runtime."""
+    """How the full graph folds: ``chains`` for TensorRT, ``channels`` for ONNX Runtime; some products are written for
+    the one or the other as well."""
     cache: CacheConfig
     """The bundle's default; its order is the largest that the graphs serve."""
     checkpoint: Checkpoint | None = None
@@ -166,6 +168,8 @@ def _split(
         widen_residual(model, [feature.value for feature in features])
     if request.fold_form == "channels":
         modulate_weights(model)
+    else:
+        sum_products_wide(model)
     roles = {spec.name: spec.role for spec in inputs}
     return split_stages(
         model,
