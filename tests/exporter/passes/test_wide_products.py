@@ -1,5 +1,7 @@
 """Float16 products are summed in float32: the docstring's graph before and after, and what stays as it is."""
 
+from collections import Counter
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -41,8 +43,8 @@ def test_a_product_with_a_weight_is_wrapped(body: str) -> None:
     model = parse(body)
     before = steps(model)
     assert sum_products_wide(model)
-    casts = [to for op_type, to in steps(model) if op_type == "Cast"]
-    assert sorted(casts) == sorted([FLOAT, FLOAT, FLOAT16])
+    casts = Counter(to for op_type, to in steps(model) if op_type == "Cast")
+    assert casts == {FLOAT: 2, FLOAT16: 1}
     assert [step for step in steps(model) if step[0] != "Cast"] == before
     (product,) = (node for node in model.graph if node.op_type == "MatMul")
     assert product.outputs[0].dtype == ir.DataType.FLOAT
@@ -59,7 +61,7 @@ def test_the_numbers_are_those_of_float32_sums() -> None:
     wide = (x.astype(np.float32) @ weight.numpy().astype(np.float32)).astype(np.float16)
     sum_products_wide(model)
     model.graph.sort()
-    (y,) = ReferenceEvaluator(ir.to_proto(model)).run(None, {"x": x})
+    y = np.asarray(ReferenceEvaluator(ir.to_proto(model)).run(None, {"x": x})[0])
     assert y.dtype == np.float16 and np.array_equal(y, wide)
 
 
