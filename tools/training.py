@@ -219,7 +219,7 @@ def draw_losses(log: list[dict[str, float]], path: Path, label: str) -> None:
 
 
 def row_weights(names: list[str], categories: list[str]) -> Tensor:
-    """Weigh the images [N] of the emoji data set: 2170 skin-tone variants must not crowd out the rest."""
+    """Weigh the images [N] of the emoji data set: 1875 skin-tone variants must not crowd out the rest."""
     toned = torch.tensor([" skin tone" in name for name in names])
     people = torch.tensor([category == "People & Body" for category in categories])
     return torch.where(toned, 0.1, torch.where(people, 0.5, 1.0))

@@ -1,6 +1,7 @@
 """Float16 products are summed in float32: the docstring's graph before and after, and what stays as it is."""
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -61,7 +62,8 @@ def test_the_numbers_are_those_of_float32_sums() -> None:
     wide = (x.astype(np.float32) @ weight.numpy().astype(np.float32)).astype(np.float16)
     sum_products_wide(model)
     model.graph.sort()
-    y = np.asarray(ReferenceEvaluator(ir.to_proto(model)).run(None, {"x": x})[0])
+    outputs: Any = ReferenceEvaluator(ir.to_proto(model)).run(None, {"x": x})
+    y = outputs[0]
     assert y.dtype == np.float16 and np.array_equal(y, wide)
 
 
