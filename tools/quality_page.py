@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from taylorseer.runtime.whole_file import write_whole
 from tools import quality_prose as prose
 from tools.quality_page_fidelity import best_choices, every_cell, reuse_against_taylor, shorter_loops
+from tools.quality_page_gpu import gpu_speed
 from tools.quality_page_guard import amplification, guard_effects
 from tools.quality_page_samples import distribution, largest, speed, speed_machine, tuning
 from tools.quality_plots import draw_compute, draw_predictors, draw_speed
@@ -37,7 +38,7 @@ def write_page(results: Results, systems: Sequence[System], page: pathlib.Path, 
         "### Loops of 28 and 20 steps": shorter_loops(measured, systems),
         "## The first window after the warm-up": _guard(measured, systems),
         "## Distribution": _introduced(prose.DISTRIBUTION, distribution(results.of_kind("distribution"), systems)),
-        "## Speed": _speed(timed, systems),
+        "## Speed": _speed(timed, systems, page.parent),
         "## Tuned schedules": _introduced(prose.TUNED, tuning(results.of_kind("tune"), systems)),
         "## Pictures": _introduced(prose.PICTURES, _sheets(page.parent, systems)),
     }
@@ -89,12 +90,13 @@ def _guard(measured: Measured, systems: Sequence[System]) -> Iterator[str]:
     yield from _introduced("What they do to the pictures, all three models with these warm-up steps:", effects)
 
 
-def _speed(timed: Sequence[Record], systems: Sequence[System]) -> Iterator[str]:
+def _speed(timed: Sequence[Record], systems: Sequence[System], folder: pathlib.Path) -> Iterator[str]:
     if timed:
         yield prose.SPEED
         yield f"{speed_machine(timed)}."
         yield "![PSNR against the measured speed-up](quality-speed.png)"
         yield from speed(timed, systems)
+        yield from gpu_speed(folder, systems)
 
 
 def _sheets(pictures: pathlib.Path, systems: Sequence[System]) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """The page: its numbers and its findings follow from the results, also where they are not what the paper says."""
 
+import json
 import pathlib
 import re
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from tools import quality_tables
 from tools.quality_grid import Forecast, forecast_digest, grid, guard_grid, short_grid
 from tools.quality_page import write_page
 from tools.quality_page_fidelity import best_choices, order_claims, reuse_against_taylor
+from tools.quality_page_gpu import GPU_FILE, gpu_speed
 from tools.quality_page_guard import guard_effects
 from tools.quality_page_samples import distribution, largest, speed, speedups, tuning
 from tools.quality_results import Record, Results
@@ -223,3 +225,15 @@ def test_a_page_without_results_is_written_too(tmp_path: pathlib.Path) -> None:
     with Results(tmp_path / "results.jsonl") as results:
         write_page(results, [FLUX, VIDEO], tmp_path / "quality.md", quick=True)
     assert "**This is the quick form:**" in (tmp_path / "quality.md").read_text("utf-8")
+
+
+def test_what_a_gpu_measured_stands_beside_the_speed(tmp_path: pathlib.Path) -> None:
+    assert list(gpu_speed(tmp_path, [FLUX])) == []
+    loop = {"full_ms": 0.25, "forecast_ms": 0.0125}
+    row = {"state": "folded, order 1", "precision": "bf16", "device": "GPU", "engine": "tensorrt-rtx 1"}
+    measured = [{"model": FLUX.model, "forecasting": loop, "speedup": 4.0, "eta": 0.8} | row]
+    (tmp_path / GPU_FILE).write_text(json.dumps(measured), "utf-8")
+    said, lines = gpu_speed(tmp_path, [VIDEO, FLUX])
+    assert "(GPU, tensorrt-rtx 1)" in said
+    assert "| FLUX, preset | folded, order 1 | bf16 | 0.250 | 0.013 | 4.00x of 5.00x | 0.800 |" in lines
+    assert "HunyuanVideo" not in lines
