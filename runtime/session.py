@@ -1,32 +1,24 @@
 """The denoising loop: at each step the full or the forecast engine runs, on state that outlives the calls."""
 
 import dataclasses
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from taylorseer.config import CacheConfig
-from taylorseer.errors import InputError, ShapeError
 from taylorseer.manifest import Manifest
 from taylorseer.runtime.admission import check_settings, checked_array, checked_conditions, require_finite, total
-from taylorseer.runtime.backend import Backend, Buffer, Call, Engine
-from taylorseer.runtime.bindings import bind, prove_disjoint
-from taylorseer.runtime.memory import ACCUMULATOR, plan_memory
-from taylorseer.runtime.preparation import Preparation
+from taylorseer.runtime.backend import Backend, Call, Engine
 from taylorseer.runtime.samplers import Sampler
-from taylorseer.runtime.step_plan import BuiltState, StepPlan, plan_steps
+from taylorseer.runtime.step_plan import StepPlan, plan_steps
 from taylorseer.runtime.step_table import prepare_table, step_table
+from taylorseer.runtime.workspace import Workspace
 
 __all__ = ["LoadedModel", "Result", "Session"]
 
 Floats = NDArray[np.float32]
-
-_GATES_AHEAD = "gates_ahead"
-"""The input of a folded full graph that is gathered from the step table, by its name there."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,74 +56,24 @@ class LoadedModel:
         return Session(self, batch, int(self.manifest.cache["steps"]) if steps is None else steps)
 
 
-class Session:
+class Session(Workspace):
     """One request at a time: its state, its buffers, its loop.  Leaving its ``with`` block frees its memory."""
 
     def __init__(self, model: LoadedModel, batch: int, steps: int) -> None:
-        self.manifest = model.manifest
+        super().__init__(model, batch, rows_per_image=model.manifest.rows_per_image, steps=steps)
         self.batch = batch
-        self._rows = batch * self.manifest.rows_per_image
-        largest = self.manifest.sizes["max_batch"]
-        if not 1 <= self._rows <= largest:
-            raise ShapeError(
-                f"A batch of {batch} needs {self._rows} rows of the model, this bundle serves up to {largest}: ask "
-                f"for fewer images at a time, or build with --batch {self._rows}."
-            )
-        if steps < 1:
-            raise InputError(f"A session for requests of {steps} steps serves none: give 1 or more.")
-        self.model = model
-        self._busy = threading.Lock()
-        self._state = BuiltState.of_bundle(self.manifest)
-        self._gates = self.manifest.folding.gates if self.manifest.folding else None
-        backend = model.backend
-        self.memory_plan = plan_memory(
-            self.manifest, rows=self._rows, steps=steps, scratch_bytes=backend.scratch_bytes()
-        )
-        self.memory = backend.reserve(self.memory_plan)
         try:
-            self._inputs = self.memory.step_inputs()
             self._probe = self.memory.probe("probe")
             self._clock = self.memory.clock(steps + 1)
-            self._preparation = Preparation(model, self.memory, self.memory_plan, self._rows)
             self._calls = self._bind_all()
         except BaseException:
             self.memory.close()
             raise
 
-    def __enter__(self) -> Self:
-        """Return the session itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Free the session's memory."""
-        self.close()
-
-    def close(self) -> None:
-        """Free the session's memory; it runs no request afterwards.
-
-        Raises:
-            InputError: it is running one: end that first, for its engines work on this memory.
-        """
-        if not self._busy.acquire(blocking=False):
-            raise InputError("This session is running a request, so it is not closed: wait for it, or stop it first.")
-        try:
-            self._calls.clear()
-            self._preparation.close()
-            self.memory.close()
-        finally:
-            self._busy.release()
-
     @property
     def latent_shape(self) -> tuple[int, ...]:
         """Shape of the latent that :meth:`denoise` takes and gives, the batch first."""
         return (self.batch, *self.memory_plan.tensors["latent.0"].shape[1:])
-
-    @property
-    def state_bytes(self) -> int:
-        """Bytes of the state that outlives the engine calls."""
-        return self.memory_plan.bytes_by_use()["state"]
 
     def denoise(
         self,
@@ -165,29 +107,18 @@ class Session:
             ScheduleError: a cache configuration that the bundle cannot serve.
             InputError: the session is already running a request, or was closed.
         """
-        if not self._busy.acquire(blocking=False):
-            raise InputError("This session is running a request already: use one session per concurrent request.")
-        try:
-            self.memory.activate()
-            if not self._calls:
-                raise InputError("This session was closed: open another one.")
+        with self._exclusive():
             plan = plan_steps(cache, self._state, baseline=every_step_full)
             self._admit(latent, conditions, sampler, plan, guidance)
             seconds = self._loop(plan, on_step)
             return Result(self._finished(len(plan), on_device), seconds, np.array([step.is_full for step in plan]))
-        finally:
-            self._busy.release()
 
     def _loop(self, plan: Sequence[StepPlan], on_step: Callable[[int, bool], None] | None) -> NDArray[np.float64]:
         """Denoise the admitted latent; return the seconds [steps] that each step took."""
-        calls, inputs, probe, clock, gates = self._calls, self._inputs, self._probe, self._clock, self._gates
+        calls, probe, clock = self._calls, self._probe, self._clock
         clock.start()
         for number, step in enumerate(plan):
-            inputs.select(number, full=step.is_full)
-            for slot in step.cleared:
-                self.memory[f"{ACCUMULATOR}{slot}"].clear()
-            if gates and step.ahead:
-                inputs.look_ahead(_GATES_AHEAD, gates, step.ahead)
+            self._select(number, step)
             calls["full" if step.is_full else "forecast", step.variant, number % 2].run()
             if step.is_full or number == len(plan) - 1:
                 probe.send()
@@ -210,12 +141,9 @@ class Session:
         check_settings(self.manifest, self.memory_plan, sampler, len(plan), guidance)
         noise = checked_array("latent", latent, self.latent_shape, np.dtype(np.float32))
         given = checked_conditions(self.manifest, self.memory_plan, conditions)
-        self._inputs.load(step_table(self.manifest, plan, sampler, guidance=guidance))
-        self._preparation.run(given, prepare_table(self.manifest, sampler, guidance=guidance), self._inputs)
+        table = step_table(self.manifest, plan, sampler, guidance=guidance)
+        self._load(given, table, prepare_table(self.manifest, sampler, guidance=guidance))
         self.memory["latent.0"].write(noise, repeat=self.manifest.rows_per_image)
-        for name, tensor in self.memory_plan.tensors.items():
-            if tensor.use == "state" and not self._state.accumulators:  # of which a plan says what it clears
-                self.memory[name].clear()
         self._probe.reset()
 
     def _finished(self, steps: int, on_device: bool) -> Any:
@@ -237,18 +165,3 @@ class Session:
             for variant in range(count)
             for turn in range(2)
         }
-
-    def _bind(self, kind: str, variant: int, turn: int) -> Call:
-        return self.model.engines[kind].bind(self.tensors(kind, variant, turn))
-
-    def tensors(self, kind: str, variant: int = 0, turn: int = 0) -> dict[str, Buffer]:
-        """Return the buffers of one call by the names of the graph, proven not to be read and written at once.
-
-        Args:
-            kind: ``prepare``, ``full``, ``forecast`` or ``update``.
-            variant: which slot, set or base, as in :func:`taylorseer.runtime.bindings.bind`.
-            turn: which of the two latents is current.
-        """
-        names = bind(self.manifest, kind, variant=variant, turn=turn)
-        prove_disjoint(self.manifest.graphs[kind], names, self.memory_plan)
-        return {name: self.memory[tensor] for name, tensor in names.items()}

@@ -1,16 +1,16 @@
 """The small numbers of every denoising step, worked out before the loop as one table."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from taylorseer.manifest import Manifest, UpdateNumber
+from taylorseer.manifest import GraphSpec, Manifest, UpdateNumber
 from taylorseer.runtime.backend import StepTable
 from taylorseer.runtime.samplers import Sampler
 from taylorseer.runtime.step_plan import StepPlan
 
-__all__ = ["prepare_table", "step_table"]
+__all__ = ["model_table", "prepare_table", "state_table", "step_table"]
 
 Floats = NDArray[np.float32]
 
@@ -25,23 +25,40 @@ def step_table(manifest: Manifest, plan: Sequence[StepPlan], sampler: Sampler, *
         guidance: classifier-free, as far as the bundle says so.
     """
     by_role = {
-        **_state_numbers(manifest, plan),
         "update_numbers": _update_numbers(sampler, guidance),
         "clip": np.full((len(plan), 1), sampler.clip or 0.0, np.float32),
     }
-    specs = [spec for graph in manifest.graphs.values() for spec in graph.inputs]
-    return {spec.name: by_role[spec.role] for spec in specs if spec.role in by_role}
+    return {**state_table(manifest, plan), **_by_name(manifest.graphs.values(), by_role)}
+
+
+def state_table(manifest: Manifest, plan: Sequence[StepPlan]) -> StepTable:
+    """Return the part of the step table that the state asks for, and no noise scheduler: float32 [steps, ...]."""
+    return _by_name(manifest.graphs.values(), _state_numbers(manifest, plan))
 
 
 def prepare_table(manifest: Manifest, sampler: Sampler, *, guidance: float) -> dict[str, Floats]:
     """Return what prepare is told of every step, by the name of its input: float32 [steps]."""
     pipeline = manifest.pipeline
-    by_role = {
-        "timestep": sampler.timesteps * np.float32(pipeline.timestep_scale),
-        "guidance": np.full(sampler.steps, guidance * pipeline.guidance_factor, np.float32),
-    }
-    inputs = manifest.graphs["prepare"].inputs
-    return {spec.name: by_role[spec.role] for spec in inputs if spec.role in by_role}
+    timesteps = sampler.timesteps * np.float32(pipeline.timestep_scale)
+    return model_table(manifest, timesteps, guidance=guidance * pipeline.guidance_factor)
+
+
+def model_table(manifest: Manifest, timesteps: Floats, *, guidance: float) -> dict[str, Floats]:
+    """Return the same of numbers that are the model's own inputs, scaled already.
+
+    Args:
+        manifest: of the bundle.
+        timesteps: float32 [steps].
+        guidance: without meaning for a model that has no such input.
+    """
+    by_role = {"timestep": timesteps, "guidance": np.full(len(timesteps), guidance, np.float32)}
+    return _by_name([manifest.graphs["prepare"]], by_role)
+
+
+def _by_name(graphs: Iterable[GraphSpec], by_role: Mapping[str, Floats]) -> dict[str, Floats]:
+    """Return what is known by the role of an input by the names of the inputs of ``graphs``."""
+    specs = [spec for graph in graphs for spec in graph.inputs]
+    return {spec.name: by_role[spec.role] for spec in specs if spec.role in by_role}
 
 
 def _state_numbers(manifest: Manifest, plan: Sequence[StepPlan]) -> dict[str, Floats]:
