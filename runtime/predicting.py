@@ -130,8 +130,8 @@ class Predictor(Workspace):
         self._calls["full" if step.is_full else "forecast", step.variant, 0].run()
 
     def _bind_all(self) -> dict[tuple[str, int, int], Call]:
-        variants = self._state.variants().items()
-        return {(kind, v, 0): self._bind(kind, v, 0) for kind, count in variants for v in range(count)}
+        sequence, variants = self.model.backend.sequence, self._state.variants().items()
+        return {(kind, v, 0): sequence([self._bind(kind, v, 0)]) for kind, count in variants for v in range(count)}
 
     def _check(self, timesteps: NDArray[np.float32], planned: int, guidance: float | None) -> None:
         """Refuse timesteps that the schedule or the memory is not for, and guidance that the model does not take."""

@@ -51,6 +51,7 @@ def python(source: str) -> subprocess.CompletedProcess[str]:
         ("taylorseer", HEAVY),
         ("taylorseer.cli", HEAVY),
         ("taylorseer.runtime", ("torch", "diffusers", "transformers")),
+        ("taylorseer.runtime.adapters", ("torch", "diffusers", "transformers")),
         ("taylorseer.runtime.session", ("torch", "diffusers", "transformers", "onnx", "onnxruntime")),
         ("taylorseer.runtime.generation", ("torch", "diffusers", "transformers", "onnx")),
     ],

@@ -125,9 +125,8 @@ class Denoising:
     def _open_branch(self, name: str | None, call: ModelCall) -> _Branch:
         rows = call.latent.shape[0]
         predictor = self._pool.take(len(self._branches), rows, self.timeline.steps)
-        specs, on_device = self._manifest.conditions, self._manifest.engine.backend in FLAVORS
         predictor.begin(
-            {n: to_array(n, t, specs[n].dtype, on_device=on_device) for n, t in call.conditions.items()},
+            {name: self._condition(name, tensor, rows) for name, tensor in call.conditions.items()},
             timesteps=self.timeline.numbers,
             cache=self._cache,
             guidance=None if call.guidance is None else one_number("guidance", call.guidance),
@@ -135,6 +134,12 @@ class Denoising:
         )
         self._branches.append(_Branch(name, Watched(call.fixed), predictor))
         return self._branches[-1]
+
+    def _condition(self, name: str, tensor: torch.Tensor, rows: int) -> Any:
+        """Return a condition of every row; one for all is broadcast in torch, several images of one prompt rely on it."""
+        whole = tensor.expand(rows, *tensor.shape[1:]) if tensor.shape[0] == 1 else tensor
+        on_device = self._manifest.engine.backend in FLAVORS
+        return to_array(name, whole, self._manifest.conditions[name].dtype, on_device=on_device)
 
     def _check_rows(self, branch: _Branch, call: ModelCall) -> None:
         if call.latent.shape[0] != branch.predictor.rows:

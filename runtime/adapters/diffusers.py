@@ -55,16 +55,19 @@ def accelerate(
         bundle = LoadedModel(manifest, open_backend(bundle, threads=threads, device=number))
     config = CacheConfig.from_json(manifest.cache) if cache is None else cache
     stand_in = StandIn(pipe, family, bundle, original=original, cache=config, every_step_full=every_step_full)
-    # Not by setattr, which would write the class of the stand-in into the pipeline's config.
-    components = vars(pipe)
-    components["transformer"] = stand_in
-    try:
+    components = vars(pipe)  # not by setattr, which would write the class of the stand-in into the pipeline's config
+    with contextlib.ExitStack() as leaving:  # the last one first; one that fails does not keep the others
+        leaving.callback(stand_in.close)
+        leaving.callback(_offload_again, pipe)
+        leaving.callback(components.__setitem__, "transformer", original)
+        components["transformer"] = stand_in
         yield stand_in
-    finally:
-        components["transformer"] = original
-        if getattr(pipe, "_all_hooks", None):
-            pipe.maybe_free_model_hooks()  # a run inside has taken the original's hook away, which offloads it
-        stand_in.close()
+
+
+def _offload_again(pipe: Any) -> None:
+    """Give the pipeline's own transformer back the hook that offloads it; a run inside has taken it away."""
+    if getattr(pipe, "_all_hooks", None):
+        pipe.maybe_free_model_hooks()
 
 
 def _check_original(pipe: Any, original: Any, manifest: Manifest) -> None:

@@ -45,13 +45,13 @@ class Official:
         self.reference: TorchReference = reference_from_bundle(bundle, cache)
         self.transformer: Any = self.reference._call.transformer
         self._states: list[dict[str, list[torch.Tensor]]] = [{} for _ in range(branches)]
-        self._calls = 0
+        self.calls = 0
         self.transformer.register_forward_pre_hook(self._before)
 
     def _before(self, module: torch.nn.Module, inputs: object) -> None:
-        step, branch = divmod(self._calls, len(self._states))
+        step, branch = divmod(self.calls, len(self._states))
         self.reference._step, self.reference._derivatives = step, self._states[branch]
-        self._calls += 1
+        self.calls += 1
 
 
 def plain_transformer(bundle: Bundle) -> Any:
