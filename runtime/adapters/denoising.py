@@ -136,7 +136,7 @@ class Denoising:
         return self._branches[-1]
 
     def _condition(self, name: str, tensor: torch.Tensor, rows: int) -> Any:
-        """Return a condition of every row; one for all is broadcast in torch, several images of one prompt rely on it."""
+        """Return a condition for every row; torch broadcasts one for all, and several images of a prompt rely on it."""
         whole = tensor.expand(rows, *tensor.shape[1:]) if tensor.shape[0] == 1 else tensor
         on_device = self._manifest.engine.backend in FLAVORS
         return to_array(name, whole, self._manifest.conditions[name].dtype, on_device=on_device)
