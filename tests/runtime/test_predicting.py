@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from taylorseer.config import CacheConfig
 from taylorseer.errors import InputError, NonFiniteError, ScheduleError, ShapeError
 from taylorseer.runtime.predicting import Predictor
+from taylorseer.runtime.samplers import Sampler
 from taylorseer.runtime.session import LoadedModel
 from tests.runtime.gpu import Gpu
 
@@ -36,7 +37,8 @@ def begin(predictor: Predictor, arguments: Arguments, **changes: Any) -> None:
 
 def loop(predictor: Predictor, arguments: Arguments, **options: Any) -> NDArray[np.float32]:
     """Denoise as the session does, with the sampler in NumPy."""
-    sampler, latent = arguments["sampler"], arguments["latent"]
+    sampler: Sampler = arguments["sampler"]
+    latent: NDArray[np.float32] = arguments["latent"]
     for step in range(sampler.steps):
         prediction = predictor.predict(step, np.concatenate([latent] * predictor.rows), **options)
         prediction = prediction if isinstance(prediction, np.ndarray) else prediction.numpy()

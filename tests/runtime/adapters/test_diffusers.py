@@ -24,6 +24,7 @@ from tests.runtime.adapters.official import (
     request,
     tiny_autoencoder,
 )
+from tests.runtime.gpu import CudaGpu, Gpu
 
 TOLERANCE = 1e-3
 """Of a whole loop in float32: the error of one graph is 1e-4 at most, and every step feeds the next."""
@@ -143,6 +144,21 @@ def test_a_whole_image_with_several_for_each_prompt(any_bundle: AnyBundle) -> No
         found = image(pipe)
     assert found.shape == (3, 3, sizes["height"], sizes["width"])
     assert relative_error(found, wanted) <= TOLERANCE
+
+
+def test_a_pipeline_on_a_gpu(gpu: Gpu, any_bundle: AnyBundle) -> None:
+    """Latents come from where the pipeline is: from the host on the null device, over DLPack on a real one."""
+    vae, device = tiny_autoencoder(3), "cuda" if isinstance(gpu, CudaGpu) else "cpu"
+    latents = []
+    for bundle, place in ((any_bundle("flux-tiny", "folded"), "cpu"), (gpu.bundle("flux-tiny", "folded"), device)):
+        sizes = bundle.manifest.sizes
+        arguments = request(bundle, batch=2, negative=True) | {"height": sizes["height"], "width": sizes["width"]}
+        on_device = {n: value.to(place) for n, value in arguments.items() if isinstance(value, torch.Tensor)}
+        pipe = make_pipeline(bundle, None, vae=vae.to(place))
+        with accelerate(pipe, bundle, threads=1):
+            latents.append(run(pipe, arguments | on_device))
+    assert latents[1].device.type == device
+    assert relative_error(latents[1].cpu(), latents[0]) <= max(gpu.tolerance, 1e-6)
 
 
 # What stays the pipeline's own
