@@ -40,10 +40,12 @@ class Timeline:
             InputError: a scheduler that asks the transformer several times a step, or one without that timestep.
         """
         source, order = getattr(scheduler, "timesteps", None), getattr(scheduler, "order", 1)
-        if not isinstance(source, torch.Tensor) or order != 1:
+        if not isinstance(source, torch.Tensor):
+            raise InputError(f"{type(scheduler).__name__} has no timesteps yet: set them before the loop.")
+        if order != 1:
             raise InputError(
                 f"{type(scheduler).__name__} asks for {order} predictions a step, at latents that are no sequence in "
-                "time, so that they are not forecast from each other: use a scheduler of order 1 with set timesteps."
+                "time, so that they are not forecast from each other: use a scheduler of order 1."
             )
         # By the same operations as the pipeline, so that both round alike.
         scaled = source.to(first.device).to(first.dtype) / (1 / scale)

@@ -196,6 +196,13 @@ def test_a_scheduler_of_second_order_is_refused(loop: Loop, pipe: Any, monkeypat
         loop.call(0)
 
 
+def test_a_scheduler_without_timesteps_is_refused(loop: Loop, pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"timestep": torch.ones(1)}
+    monkeypatch.setattr(pipe.scheduler, "timesteps", None)
+    with pytest.raises(InputError, match="FlowMatchEulerDiscreteScheduler has no timesteps yet: set them before the"):
+        pipe.transformer(hidden_states=loop.latent, **given, **loop.fixed)
+
+
 def test_a_call_from_another_thread_is_refused(loop: Loop, stand_in: StandIn) -> None:
     errors: list[BaseException] = []
 
