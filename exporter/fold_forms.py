@@ -4,7 +4,8 @@
 fuses them into one kernel that reads every feature once.
 
 ``channels``: ``Transpose(MatMul(k [width, i, m], F [width, m, rows]))``, one small product for each channel.  ONNX
-Runtime fuses no chains on a CPU, and each of their links would go through memory.
+Runtime fuses no chains on a CPU, and each of their links would go through memory.  Taking the sums apart would as well:
+the accumulators i of a window stay one tensor, one after another along its rows, and have a product of their own.
 
 Both take the features in groups, so that no more than one group has to be in memory at once.
 """
@@ -80,22 +81,27 @@ def weighted_sums(
     started: Mapping[int, ir.Value],
     *,
     group: int,
+    stacked: int = 1,
 ) -> list[ir.Value]:
     """Return for each accumulator i ``started[i] + sum_m factors[m][:, i] * features[m]``, float32.
+
+    Several of them can be one tensor [batch, stacked * rows, width].
 
     Args:
         writer: of the full graph.
         form: how to add.
         features: [batch, rows, width] each, of any float dtype.
         factors: for each feature, float32 [batch, accumulators, width]; all [1, accumulators, width] if ungated.
-        started: what some accumulators have already, float32 [batch, rows, width] as the sums.
+        started: what some tensors of accumulators have already, float32 as the sums.
         group: features that are taken at once.
+        stacked: accumulators of one tensor, of which their number is a multiple; ``chains`` make 1.
     """
-    add = {"chains": _chains, "channels": _channels}[form]
-    sums: list[ir.Value | None] = [started.get(index) for index in range(_size(factors[0], 1))]
+    assert stacked == 1 or form == "channels"
+    sums: list[ir.Value | None] = [started.get(index) for index in range(_size(factors[0], 1) // stacked)]
     for start in range(0, len(features), group):
         values = [writer.cast(feature) for feature in features[start : start + group]]
-        parts = add(writer, values, factors[start : start + group])
+        taken = factors[start : start + group]
+        parts = _chains(writer, values, taken) if form == "chains" else _channels(writer, values, taken, stacked)
         sums = [_plus(writer, before, part) for before, part in zip(sums, parts, strict=True)]
     return [value for value in sums if value is not None]
 
@@ -120,17 +126,27 @@ def _chain(
     return total
 
 
-def _channels(writer: GraphWriter, features: Sequence[ir.Value], factors: Sequence[ir.Value]) -> list[ir.Value]:
+def _channels(
+    writer: GraphWriter, features: Sequence[ir.Value], factors: Sequence[ir.Value], stacked: int
+) -> list[ir.Value]:
     batch, rows, width = _shape(features[0])[0], _size(features[0], 1), _size(features[0], 2)
     count, members = _size(factors[0], 1), len(features)
     # Side by side along one axis, features and sums are turned by one plain transposition each.
     channels = _by_channel(writer, features, (batch, width, members, rows))
-    gated = _shape(factors[0])[0]
-    gates = _by_channel(writer, factors, (gated, width, members, count))
-    gates = writer.add("Transpose", [gates], (gated, width, count, members), perm=[0, 1, 3, 2])
-    sums = writer.add("MatMul", [gates, channels], (batch, width, count, rows))
-    sums = writer.add("Reshape", [sums, writer.integers(0, width, count * rows)], (batch, width, count * rows))
-    return writer.split(_turned(writer, sums, (batch, count * rows, width)), 1, [rows] * count)
+    gates = _by_channel(writer, factors, (_shape(factors[0])[0], width, members, count))
+    return [_stack(writer, part, channels) for part in writer.split(gates, 3, [stacked] * (count // stacked))]
+
+
+def _stack(writer: GraphWriter, gates: ir.Value, channels: ir.Value) -> ir.Value:
+    """Return the sums of some accumulators [batch, stacked * rows, width]."""
+    gated, width, members, stacked = _shape(gates)
+    batch, rows = _shape(channels)[0], _size(channels, 3)
+    assert isinstance(stacked, int) and isinstance(width, int)
+    gates = writer.add("Transpose", [gates], (gated, width, stacked, members), perm=[0, 1, 3, 2])
+    sums = writer.add("MatMul", [gates, channels], (batch, width, stacked, rows))
+    joined = (batch, width, stacked * rows)
+    sums = writer.add("Reshape", [sums, writer.integers(0, width, stacked * rows)], joined)
+    return _turned(writer, sums, (batch, stacked * rows, width))
 
 
 def _by_channel(writer: GraphWriter, values: Sequence[ir.Value], shape: Sequence[int | str]) -> ir.Value:

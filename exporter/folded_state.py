@@ -96,6 +96,7 @@ class FoldedState:
         self.proof, self.options, self.gates = proof, options, gates
         """``gates``: the columns of the table of gates, in their order."""
         self._shape: list[int | str] = ["batch", rows, width]
+        self._stacked = options.accumulators.window if options.form == "channels" else 1
 
     @property
     def gates_table(self) -> str | None:
@@ -139,7 +140,7 @@ class FoldedState:
         drop_unused(forecast)
 
     def rewrite_full(self, full: ir.Model, features: Mapping[str, ir.Value]) -> None:
-        """Let the full graph yield the accumulators, in place.
+        """Let the full graph yield the accumulators, in place: a tensor each, or a tensor for each window of them.
 
         Args:
             full: takes the latent and what prepare made.
@@ -155,12 +156,13 @@ class FoldedState:
             self._factors(writer),
             self._carried(writer),
             group=self._group(values[0].dtype.itemsize),  # type: ignore[union-attr]
+            stacked=self._stacked,
         )
         for index, value in enumerate(sums):
             output = writer.cast(value, self.options.dtype)
             output.name = f"accumulator.{index}"
             graph.outputs.append(output)
-        assert len(sums) == built.count
+        assert len(sums) * self._stacked == built.count
 
     def _rows_of(self, graph: ir.Graph, value: ir.Value, term: Term) -> ir.Value:
         if term.feature_rows == (0, value.shape[1]):  # type: ignore[index]
@@ -194,9 +196,11 @@ class FoldedState:
         return writer.add("Expand", [factor, writer.integers(1, 1, width)], shape)  # type: ignore[arg-type]
 
     def _carried(self, writer: GraphWriter) -> dict[int, ir.Value]:
-        """Return what each accumulator that goes on has already, float32; zero where it begins."""
-        count = self.options.accumulators.carried
-        return {index: writer.cast(self._input(writer.graph, f"carried.{index}")) for index in range(count)}
+        """Return what each tensor of accumulators that go on has already, float32; zero where one begins."""
+        batch, rows, width = self._shape
+        shape, count = [batch, self._stacked * int(rows), width], self.options.accumulators.carried // self._stacked
+        values = [self._input(writer.graph, f"carried.{i}", shape, self.options.dtype) for i in range(count)]
+        return {index: writer.cast(value) for index, value in enumerate(values)}
 
     def _input(
         self, graph: ir.Graph, name: str, shape: Sequence[int | str] | None = None, dtype: ir.DataType | None = None

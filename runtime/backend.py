@@ -47,8 +47,14 @@ class Buffer(Protocol):
     def clear(self) -> None:
         """Fill with zeros, in order with the calls."""
 
+    def copy(self, source: Any) -> None:
+        """Copy in another buffer of the same memory and as many bytes, in order with the calls."""
+
     def first(self, rows: int) -> "Buffer":
         """Return the buffer's first rows as a buffer on the same memory."""
+
+    def part(self, row: int, start: int, stop: int) -> "Buffer":
+        """Return ``[row : row + 1, start:stop]`` as a buffer on the same memory."""
 
 
 class Call(Protocol):

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
-from taylorseer.accumulators import built_accumulators
+from taylorseer.accumulators import built_accumulators, stacked_shape
 from taylorseer.manifest import GraphSpec, Manifest, TensorSpec
-from taylorseer.runtime.memory import ACCUMULATOR, PREPARE, MemoryPlan
+from taylorseer.runtime.memory import ACCUMULATORS, PREPARE, MemoryPlan
 
 __all__ = ["Binding", "bind", "prove_disjoint"]
 
@@ -20,7 +20,7 @@ def bind(manifest: Manifest, kind: str, *, variant: int, turn: int) -> Binding:
         kind: ``prepare``, ``full``, ``forecast`` or ``update``.
         variant: history: the slot that a full step writes; derivatives: the set that a full step writes, having read
             the other, and that a forecast step reads; folded: which base a full step has, counted in full steps, and
-            the slot that a forecast step reads.
+            the slot that a forecast step reads, bound to the tensor that it lies in.
         turn: which of the two latents is current; the update writes the other.
     """
     graph = manifest.graphs[kind]
@@ -38,7 +38,7 @@ def _tensor(manifest: Manifest, spec: TensorSpec, variant: int, turn: int) -> st
     if spec.role == "feature":
         return f"state.{spec.feature}.{variant}"
     if spec.role in ("accumulator", "carried"):
-        return f"{ACCUMULATOR}{_slot(manifest, spec, variant)}"
+        return _accumulators(manifest, spec, variant)
     if spec.role not in ("state", "previous"):
         return spec.name
     name = f"state.{spec.feature}.{spec.index}"
@@ -47,14 +47,15 @@ def _tensor(manifest: Manifest, spec: TensorSpec, variant: int, turn: int) -> st
     return f"{name}.{variant if spec.role == 'state' else 1 - variant}"
 
 
-def _slot(manifest: Manifest, spec: TensorSpec, variant: int) -> int:
-    """Return the slot of an accumulator: the one that a forecast reads is told, a full step's follow from its base."""
-    if spec.index is None:
-        return variant
+def _accumulators(manifest: Manifest, spec: TensorSpec, variant: int) -> str:
+    """Return the tensor of a slot: the one that a forecast reads is told, a full step's follow from its base."""
     assert manifest.folding is not None
-    built = built_accumulators(manifest.folding)
-    base = built.base(variant)
-    return (base + spec.index) % built.ring if spec.role == "carried" else built.slot(base, spec.index)
+    built, (stacked, _) = built_accumulators(manifest.folding), stacked_shape(manifest.folding)
+    slot = variant
+    if spec.index is not None:
+        base, index = built.base(variant), spec.index * stacked
+        slot = (base + index) % built.ring if spec.role == "carried" else built.slot(base, index)
+    return f"{ACCUMULATORS}{slot // stacked}"
 
 
 def prove_disjoint(graph: GraphSpec, binding: Binding, plan: MemoryPlan) -> None:

@@ -150,11 +150,23 @@ class DeviceBuffer:
         """Fill with zeros."""
         self.memory.cuda.call("cudaMemsetAsync", self.address, 0, self.nbytes, self.memory.stream)
 
+    def copy(self, source: "DeviceBuffer") -> None:
+        """Copy in another buffer of the session."""
+        kind = self.memory.cuda.runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self.memory.cuda.call("cudaMemcpyAsync", self.address, source.address, self.nbytes, kind, self.memory.stream)
+
     def first(self, rows: int) -> "DeviceBuffer":
         """Return the first rows as a buffer on the same memory."""
         part = copy.copy(self)
         part.shape = (rows, *self.shape[1:])
         part.nbytes = self.nbytes // self.shape[0] * rows
+        return part
+
+    def part(self, row: int, start: int, stop: int) -> "DeviceBuffer":
+        """Return ``[row : row + 1, start:stop]`` as a buffer on the same memory."""
+        part, size = copy.copy(self), self.nbytes // (self.shape[0] * self.shape[1])
+        part.shape, part.nbytes = (1, stop - start, *self.shape[2:]), (stop - start) * size
+        part.address = self.address + (row * self.shape[1] + start) * size
         return part
 
 

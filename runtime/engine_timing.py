@@ -31,7 +31,7 @@ def time_engine(session: Session, kind: str, runs: int) -> tuple[NDArray[np.floa
         kind: ``prepare``, ``full``, ``forecast`` or ``update``.
         runs: timed runs, after a few that are not.
     """
-    call = session.model.backend.sequence([session.model.engines[kind].bind(session.tensors(kind))])
+    call = session.model.backend.sequence(session.calls(kind))
     clock, asked = session.memory.clock(runs + 1), np.zeros(runs)
     repeat = _launches_between_marks(session, call)
     clock.start()

@@ -7,16 +7,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-from taylorseer.accumulators import built_accumulators
+from taylorseer.accumulators import built_accumulators, stacked_shape
 from taylorseer.errors import MemoryPlanError
 from taylorseer.manifest import FoldingSpec, Manifest
 from taylorseer.state_size import ITEMSIZE
 
-__all__ = ["ACCUMULATOR", "ALIGNMENT", "PREPARE", "MemoryPlan", "PlannedTensor", "Use", "plan_memory"]
+__all__ = ["ACCUMULATORS", "ALIGNMENT", "PREPARE", "STAGED", "MemoryPlan", "PlannedTensor", "Use", "plan_memory"]
 
-Use = Literal["state", "carry", "ahead", "latent", "prediction", "request", "prepare", "step", "probe"]
-"""A tensor is remembered, makes room so that what is remembered is not written where it is read, holds the gates of
-steps to come, is the loop's own, belongs to the request, serves to prepare it, or differs by step."""
+Use = Literal["state", "carry", "staged", "ahead", "latent", "prediction", "request", "prepare", "step", "probe"]
+"""A tensor is remembered, makes room so that what is remembered is not written where it is read, takes a copy of what
+lies in pieces there, holds the gates of steps to come, is the loop's own, belongs to the request, serves to prepare it,
+or differs by step."""
 
 ALIGNMENT = 512
 """TensorRT wants tensors on multiples of 256 bytes and working memory on multiples of 512."""
@@ -41,8 +42,11 @@ _USES: Mapping[str, Use] = {
 PREPARE = "prepare."
 """Stands before the names of prepare's own tensors: its inputs, and the rows of the tables that it makes at once."""
 
-ACCUMULATOR = "accumulator.slot."
-"""Stands before the number of a slot in the ring of accumulators."""
+ACCUMULATORS = "accumulators."
+"""Stands before the number of a tensor in the ring of accumulators, which holds one slot or a window of them."""
+
+STAGED = "accumulator.staged"
+"""The accumulator that a forecast reads, where it lies in pieces: of a window, with several rows of the batch."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,7 +126,7 @@ def plan_memory(manifest: Manifest, *, rows: int, steps: int, scratch_bytes: int
     """Return the memory plan of a session.
 
     State tensors are called ``state.FEATURE.SLOT`` (history), ``state.FEATURE.INDEX.SET`` (derivatives) or
-    ``accumulator.slot.SLOT`` (folded), the two latents that take turns ``latent.0`` and ``latent.1``, everything else
+    ``accumulators.NUMBER`` (folded), the two latents that take turns ``latent.0`` and ``latent.1``, everything else
     as in the graphs.
 
     Args:
@@ -132,7 +136,7 @@ def plan_memory(manifest: Manifest, *, rows: int, steps: int, scratch_bytes: int
         scratch_bytes: working memory of the engines.
     """
     inputs = _step_inputs(manifest)
-    wanted = {**inputs, **_loop_tensors(manifest), **_prepare(manifest), **_state(manifest)}
+    wanted = {**inputs, **_loop_tensors(manifest), **_prepare(manifest), **_state(manifest, rows)}
     forecast = {spec.name for kind in ("forecast", "update") for spec in manifest.graphs[kind].inputs}
     sizes = {"batch": rows, "step_batch": min(manifest.prepare_rows // rows, steps) * rows}
     tensors, offset, row_bytes, forecast_bytes = {}, 0, 0, 0
@@ -189,9 +193,9 @@ def _loop_tensors(manifest: Manifest) -> _Wanted:
     return wanted
 
 
-def _state(manifest: Manifest) -> _Wanted:
+def _state(manifest: Manifest, rows: int) -> _Wanted:
     if manifest.folding is not None:
-        return _ring(manifest.folding)
+        return _ring(manifest.folding, rows)
     history, slots = manifest.layout == "history", range(manifest.order + 1)
     return {
         f"state.{feature.name}.{index}{suffix}": ("state", feature.shape, feature.dtype)
@@ -201,13 +205,16 @@ def _state(manifest: Manifest) -> _Wanted:
     }
 
 
-def _ring(folding: FoldingSpec) -> _Wanted:
+def _ring(folding: FoldingSpec, rows: int) -> _Wanted:
     """Of the ring's slots as many outlive a full step as it writes; the others are room."""
-    built = built_accumulators(folding)
-    return {
-        f"{ACCUMULATOR}{slot}": ("state" if slot < built.count else "carry", folding.shape, folding.dtype)
-        for slot in range(built.ring)
+    built, (stacked, shape) = built_accumulators(folding), stacked_shape(folding)
+    ring: _Wanted = {
+        f"{ACCUMULATORS}{number}": ("state" if slot < built.count else "carry", shape, folding.dtype)
+        for number, slot in enumerate(range(0, built.ring, stacked))
     }
+    if stacked > 1 and rows > 1:
+        ring[STAGED] = ("staged", folding.shape, folding.dtype)
+    return ring
 
 
 def _aligned(size: int) -> int:

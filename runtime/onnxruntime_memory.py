@@ -44,9 +44,17 @@ class ArrayBuffer:
         """Fill with zeros."""
         self.host.fill(0)
 
+    def copy(self, source: "ArrayBuffer") -> None:
+        """Copy in another buffer."""
+        np.copyto(self.host, source.host)
+
     def first(self, rows: int) -> "ArrayBuffer":
         """Return the first rows as a buffer on the same memory."""
         return ArrayBuffer(self.host[:rows])
+
+    def part(self, row: int, start: int, stop: int) -> "ArrayBuffer":
+        """Return ``[row : row + 1, start:stop]`` as a buffer on the same memory."""
+        return ArrayBuffer(self.host[row : row + 1, start:stop])
 
     def placement(self) -> Placement:
         """Return what ONNX Runtime's bindings want to know."""
@@ -81,11 +89,22 @@ class DeviceBuffer:
         """Fill with zeros."""
         self.write(np.zeros(self.shape, self.dtype))
 
+    def copy(self, source: "DeviceBuffer") -> None:
+        """Copy in another buffer, by way of the host."""
+        self.write(source.read())
+
     def first(self, rows: int) -> "DeviceBuffer":
         """Return the first rows as a buffer on the same memory, for binding; it is not to be written or read."""
         part = copy.copy(self)
         part.shape = (rows, *self.shape[1:])
         part.nbytes = self.nbytes // self.shape[0] * rows
+        return part
+
+    def part(self, row: int, start: int, stop: int) -> "DeviceBuffer":
+        """Return ``[row : row + 1, start:stop]`` for binding, as :meth:`first`."""
+        part, size = copy.copy(self), self.nbytes // (self.shape[0] * self.shape[1])
+        part.shape, part.nbytes = (1, stop - start, *self.shape[2:]), (stop - start) * size
+        part.address = self.address + (row * self.shape[1] + start) * size
         return part
 
     def placement(self) -> Placement:

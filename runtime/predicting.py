@@ -131,7 +131,7 @@ class Predictor(Workspace):
 
     def _bind_all(self) -> dict[tuple[str, int, int], Call]:
         sequence, variants = self.model.backend.sequence, self._state.variants().items()
-        return {(kind, v, 0): sequence([self._bind(kind, v, 0)]) for kind, count in variants for v in range(count)}
+        return {(kind, v, 0): sequence(self.calls(kind, v)) for kind, count in variants for v in range(count)}
 
     def _check(self, timesteps: NDArray[np.float32], planned: int, guidance: float | None) -> None:
         """Refuse timesteps that the schedule or the memory is not for, and guidance that the model does not take."""

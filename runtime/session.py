@@ -160,7 +160,7 @@ class Session(Workspace):
         """Bind every call that a loop can make, by (kind, variant, turn), and prove each free of shared memory."""
         sequence = self.model.backend.sequence
         return {
-            (kind, variant, turn): sequence([self._bind(kind, variant, turn), self._bind("update", 0, turn)])
+            (kind, variant, turn): sequence([*self.calls(kind, variant, turn), *self.calls("update", 0, turn)])
             for kind, count in self._state.variants().items()
             for variant in range(count)
             for turn in range(2)

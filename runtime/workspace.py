@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taylorseer.errors import InputError, ShapeError
+from taylorseer.runtime.accumulator_slots import AccumulatorSlots
 from taylorseer.runtime.backend import Buffer, Call, StepTable
 from taylorseer.runtime.bindings import bind, prove_disjoint
 from taylorseer.runtime.exchange import DeviceArray
-from taylorseer.runtime.memory import ACCUMULATOR, plan_memory
+from taylorseer.runtime.memory import plan_memory
 from taylorseer.runtime.preparation import Preparation
 from taylorseer.runtime.step_plan import BuiltState, StepPlan
 
@@ -64,6 +65,8 @@ class Workspace:
         try:
             self._inputs = self.memory.step_inputs()
             self._preparation = Preparation(model, self.memory, self.memory_plan, rows)
+            folding = self.manifest.folding
+            self._slots = AccumulatorSlots(folding, self.memory, rows) if folding else None
         except BaseException:
             self.memory.close()
             raise
@@ -113,7 +116,16 @@ class Workspace:
         """
         names = bind(self.manifest, kind, variant=variant, turn=turn)
         prove_disjoint(self.manifest.graphs[kind], names, self.memory_plan)
-        return {name: self.memory[tensor] for name, tensor in names.items()}
+        buffers = {name: self.memory[tensor] for name, tensor in names.items()}
+        if self._slots and kind == "forecast":
+            reads = next(spec.name for spec in self.manifest.graphs[kind].inputs if spec.role == "accumulator")
+            buffers[reads] = self._slots.readable(variant)
+        return buffers
+
+    def calls(self, kind: str, variant: int = 0, turn: int = 0) -> list[Call]:
+        """Return the call of an engine, after what has to be copied for it; arguments as of :meth:`tensors`."""
+        call = self.model.engines[kind].bind(self.tensors(kind, variant, turn))
+        return [*self._slots.staging(variant), call] if self._slots and kind == "forecast" else [call]
 
     @contextlib.contextmanager
     def _exclusive(self) -> Iterator[None]:
@@ -131,9 +143,6 @@ class Workspace:
             yield
         finally:
             self._busy.release()
-
-    def _bind(self, kind: str, variant: int, turn: int) -> Call:
-        return self.model.engines[kind].bind(self.tensors(kind, variant, turn))
 
     def _load(
         self,
@@ -157,7 +166,8 @@ class Workspace:
     def _select(self, number: int, step: StepPlan) -> None:
         """Let the inputs and the state be what denoising step ``number`` starts from, in order with the calls."""
         self._inputs.select(number, full=step.is_full)
-        for slot in step.cleared:
-            self.memory[f"{ACCUMULATOR}{slot}"].clear()
+        if self._slots:
+            for slot in step.cleared:
+                self._slots.clear(slot)
         if self._gates and step.ahead:
             self._inputs.look_ahead(_GATES_AHEAD, self._gates, step.ahead)

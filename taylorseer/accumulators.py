@@ -4,7 +4,8 @@ At a full step j the folded state gets ``A_s += w[s, j] * sum_m g_m(s) * F_m(j)`
 uses j.  ``count`` accumulators are written at a full step; ``carried`` of them go on from the full step before.  They
 lie in a ring of ``count + carried`` slots, for a call never writes what it reads: a full step reads the ``carried``
 slots from its base on and writes the ``count`` slots after them, and the last ``carried`` of those are what the next
-one reads.
+one reads.  All of these numbers are multiples of the window, so windows of slots can be tensors, none of which goes
+round the end of the ring.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ from taylorseer.errors import ScheduleError
 from taylorseer.manifest import FoldingSpec
 from taylorseer.schedule import CacheSchedule
 
-__all__ = ["Accumulators", "Placement", "accumulators_of", "built_accumulators", "place_accumulators"]
+__all__ = ["Accumulators", "Placement", "accumulators_of", "built_accumulators", "place_accumulators", "stacked_shape"]
 
 Weights = Mapping[int, Mapping[int, float]]
 """Forecast step -> {full step: weight}, as :func:`taylorseer.predictor.forecast_weights` gives them."""
@@ -82,6 +83,13 @@ def accumulators_of(schedule: CacheSchedule, order: int) -> Accumulators:
 def built_accumulators(folding: FoldingSpec) -> Accumulators:
     """Return what the graphs of a bundle were built for."""
     return Accumulators(count=folding.accumulators, carried=folding.carried)
+
+
+def stacked_shape(folding: FoldingSpec) -> tuple[int, tuple[int | str, ...]]:
+    """Return how many accumulators one tensor of the full graph holds, and the tensor's shape [batch, rows, width]."""
+    stacked = built_accumulators(folding).window if folding.form == "channels" else 1
+    batch, rows, width = folding.shape
+    return stacked, (batch, stacked * int(rows), width)
 
 
 def place_accumulators(schedule: CacheSchedule, weights: Weights, built: Accumulators) -> dict[int, Placement]:

@@ -55,7 +55,9 @@ Layout = Literal["derivatives", "history", "folded"]
 
 FoldForm = Literal["chains", "channels"]
 """How the full graph folds.  ``chains``: an addition for each accumulator and feature, which TensorRT fuses into one
-kernel.  ``channels``: one product of matrices for each channel, which is the faster where nothing fuses additions."""
+kernel; each accumulator is a tensor.  ``channels``: one product of matrices for each channel, which is the faster where
+nothing fuses additions; the accumulators of a window are one tensor, for a pass over memory that takes them apart would
+cost as much as a product."""
 
 
 class UpdateNumber(enum.IntEnum):
@@ -92,7 +94,7 @@ class TensorSpec:
     """For state, previous and feature tensors: the feature they belong to."""
     index: int | None = None
     """For state and previous tensors: which slot (history) or which derivative (derivatives), counted from 0.  For
-    accumulators of the full graph: which output, and which input for those that are carried on."""
+    tensors of accumulators of the full graph: which output, and which input for those that are carried on."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -140,7 +142,7 @@ class FoldingSpec:
     carried: int
     """Of these, the ones that go on from the full step before."""
     shape: tuple[int | str, ...]
-    """Of one accumulator, [batch, rows, width]."""
+    """Of one accumulator, [batch, rows, width]; those of one tensor lie one after another along its rows."""
     dtype: str
     flush_group: int
     """Features that are added to the accumulators at once."""

@@ -11,6 +11,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
+from taylorseer.accumulators import stacked_shape
 from taylorseer.errors import BundleError, VersionError
 from taylorseer.manifest import FORMAT_VERSION, FeatureSpec, FoldingSpec, Manifest, Role, TensorSpec
 
@@ -113,12 +114,13 @@ def _check_folding(manifest: Manifest, folding: FoldingSpec) -> None:
     if folding.gates not in (None, *(spec.name for spec in manifest.graphs["prepare"].outputs)):
         raise BundleError(f"manifest.folding: prepare makes no table {folding.gates!r}; {_AGAIN}.")
     full, forecast = manifest.graphs["full"], manifest.graphs["forecast"]
-    accumulator = (folding.shape, folding.dtype)
-    _require("full", full.outputs, "accumulator", [(n, *accumulator) for n in range(count)])
-    _require("full", full.inputs, "carried", [(n, *accumulator) for n in range(carried)])
+    stacked, shape = stacked_shape(folding)
+    tensor = (shape, folding.dtype)
+    _require("full", full.outputs, "accumulator", [(n, *tensor) for n in range(count // stacked)])
+    _require("full", full.inputs, "carried", [(n, *tensor) for n in range(carried // stacked)])
     _require("full", full.inputs, "fold_weights", [(None, (count,), "float32")])
     _require("full", full.inputs, "gates_ahead", _gates_ahead(manifest, folding))
-    _require("forecast", forecast.inputs, "accumulator", [(None, *accumulator)])
+    _require("forecast", forecast.inputs, "accumulator", [(None, folding.shape, folding.dtype)])
 
 
 _Form = tuple[int | None, tuple[int | str, ...], str]

@@ -96,7 +96,7 @@ def _request(options: argparse.Namespace) -> "tuple[ExportRequest, BuildEngines 
         layout=options.state,
         accumulators=options.accumulators or "fp32",
         flush_group=options.flush_group,
-        fold_form="chains" if options.backend in FLAVORS else "channels",
+        fold_form="chains" if options.backend in FLAVORS or options.provider == "cuda" else "channels",
         cache=cache,
         checkpoint=None if weightless else find_checkpoint(model, options.checkpoint),
         onnx=options.onnx,

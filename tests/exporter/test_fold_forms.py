@@ -28,7 +28,10 @@ class Case:
     features: int = 3
     group: int = 3
     started: tuple[int, ...] = ()
-    """Accumulators that have something already."""
+    """Tensors of accumulators that have something already."""
+    accumulators: int = COUNT
+    stacked: int = 1
+    """Accumulators of one tensor."""
     dtype: ir.DataType = ir.DataType.FLOAT
     """Of the features."""
     gated: bool = True
@@ -39,11 +42,12 @@ def built(form: FoldForm, case: Case) -> ir.Model:
     """A graph that takes features, factors and what was started, and yields the sums."""
     shape, rows = ("batch", ROWS, WIDTH), "batch" if case.gated else 1
     features = [value(f"feature.{m}", shape, case.dtype) for m in range(case.features)]
-    factors = [value(f"factor.{m}", (rows, COUNT, WIDTH)) for m in range(case.features)]
-    started = {index: value(f"started.{index}", shape) for index in case.started}
+    factors = [value(f"factor.{m}", (rows, case.accumulators, WIDTH)) for m in range(case.features)]
+    started = {index: value(f"started.{index}", ("batch", case.stacked * ROWS, WIDTH)) for index in case.started}
     inputs = [*features, *factors, *started.values()]
     graph = ir.Graph(inputs, [], nodes=[], opset_imports={"": 20}, name="sums")
-    sums = weighted_sums(GraphWriter(graph), form, features, factors, started, group=case.group)
+    writer = GraphWriter(graph)
+    sums = weighted_sums(writer, form, features, factors, started, group=case.group, stacked=case.stacked)
     for index, output in enumerate(sums):
         output.name = f"sum.{index}"
         graph.outputs.append(output)
@@ -67,11 +71,13 @@ def numbers(model: ir.Model, batch: int) -> dict[str, npt.NDArray[Any]]:
 
 
 def wanted(case: Case, inputs: dict[str, npt.NDArray[Any]], index: int) -> tuple[Any, Any]:
-    """The sum of one accumulator in float64, and the sum of the sizes of its addends."""
-    addends = [
-        inputs[f"factor.{m}"][:, index : index + 1].astype(np.float64) * inputs[f"feature.{m}"].astype(np.float64)
+    """The sums of one tensor of accumulators in float64, and the sums of the sizes of their addends."""
+    own = slice(index * case.stacked, (index + 1) * case.stacked)
+    products = [
+        inputs[f"factor.{m}"][:, own, None].astype(np.float64) * inputs[f"feature.{m}"][:, None].astype(np.float64)
         for m in range(case.features)
     ]
+    addends = [product.reshape(-1, case.stacked * ROWS, WIDTH) for product in products]
     if index in case.started:
         addends.append(inputs[f"started.{index}"].astype(np.float64))
     return sum(addends), sum(np.abs(addend) for addend in addends)
@@ -81,10 +87,10 @@ def assert_sums_are_right(run_model: Any, form: FoldForm, case: Case, batch: int
     model = built(form, case)
     inputs = numbers(model, batch)
     found = run_model(model, inputs)
-    assert list(found) == [f"sum.{index}" for index in range(COUNT)]
+    assert list(found) == [f"sum.{index}" for index in range(case.accumulators // case.stacked)]
     for index, (name, result) in enumerate(found.items()):
         total, size = wanted(case, inputs, index)
-        assert result.dtype == np.float32 and result.shape == (batch, ROWS, WIDTH)
+        assert result.dtype == np.float32 and result.shape == (batch, case.stacked * ROWS, WIDTH)
         # A rounding for each product and each addition, none of them of more than all addends together.
         assert np.all(np.abs(result - total) <= (2 * case.features + 1) * EPSILON * size), name
 
@@ -111,6 +117,34 @@ CASES = {
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_other_sums_are_those_of_float64(run_model: Any, form: FoldForm, case: Case) -> None:
     assert_sums_are_right(run_model, form, case, batch=2)
+
+
+STACKS = {
+    "all in one": Case(stacked=3),
+    "two windows, the first started": Case(accumulators=6, stacked=3, started=(0,)),
+    "three windows, ungated, features in groups": Case(
+        features=7, group=3, accumulators=6, stacked=2, started=(0, 1), gated=False
+    ),
+    "features in float16": Case(accumulators=4, stacked=2, dtype=ir.DataType.FLOAT16, started=(1,)),
+}
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("case", STACKS.values(), ids=STACKS.keys())
+def test_the_sums_of_a_window_are_one_tensor(run_model: Any, case: Case, batch: int) -> None:
+    assert_sums_are_right(run_model, "channels", case, batch)
+
+
+def test_no_pass_takes_the_sums_of_a_window_apart() -> None:
+    """Where all sums are made, each window of them is a product, a transposition and at most one addition."""
+    graph = built("channels", Case(accumulators=6, stacked=3, started=(0,))).graph
+    after = [node.op_type for node in graph if makes_sums(node)]
+    assert sorted(after) == sorted(["MatMul", "Reshape", "Transpose"] * 2 + ["Add"])
+
+
+def makes_sums(node: ir.Node) -> bool:
+    """Whether a node comes after a product of features and gates, or is one."""
+    return node.op_type == "MatMul" or any(makes_sums(before) for before in node.predecessors())
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -168,9 +202,11 @@ def test_a_group_needs_no_feature_of_a_later_one(form: FoldForm) -> None:
     assert (seen.count(1), seen.count(2)) == (COUNT, COUNT)
 
 
-@pytest.mark.parametrize(("form", "products"), [("chains", {"Mul": 3 * COUNT}), ("channels", {"MatMul": 2})])
-def test_the_operators_are_those_of_the_form(form: FoldForm, products: dict[str, int]) -> None:
-    operators = [node.op_type for node in built(form, Case(features=3, group=2)).graph]
+@pytest.mark.parametrize(
+    ("form", "stacked", "products"), [("chains", 1, {"Mul": 3 * COUNT}), ("channels", COUNT, {"MatMul": 2})]
+)
+def test_the_operators_are_those_of_the_form(form: FoldForm, stacked: int, products: dict[str, int]) -> None:
+    operators = [node.op_type for node in built(form, Case(features=3, group=2, stacked=stacked)).graph]
     assert {name: operators.count(name) for name in ("Mul", "MatMul") if name in operators} == products
 
 

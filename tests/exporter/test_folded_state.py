@@ -35,6 +35,9 @@ SHAPES = {"flux-tiny": (48, 32), "dit-tiny": (16, 32), "hunyuan-video-tiny": (72
 
 FORMS: tuple[FoldForm, ...] = ("chains", "channels")
 
+STACKED: Mapping[FoldForm, int] = {"chains": 1, "channels": 2}
+"""Accumulators of one tensor: one, or a window."""
+
 ORDER, BUILT = 1, Accumulators(count=4, carried=2)
 """Two forecasts between full steps, at order 1."""
 
@@ -129,17 +132,34 @@ def folded_steps(run: Run, live: Sequence[Any]) -> tuple[list[Arrays], dict[int,
     """Predictions of the full steps and of the forecasts that the accumulators are for."""
     assert run.stages.folded is not None
     table, shape = str(run.stages.folded.gates_table), [run.batch, *live[0].shape[1:]]
+    form = run.stages.folded.options.form
     accumulators: list[npt.NDArray[Any]] = [np.zeros(shape, np.float32)] * BUILT.count
     fulls, forecasts = [], {}
     for full in FULL_STEPS:
-        inputs: dict[str, Any] = {f"carried.{i}": accumulators[BUILT.window + i] for i in range(BUILT.carried)}
+        inputs: dict[str, Any] = carried(form, accumulators[BUILT.window :])
         inputs["gates_ahead"] = np.stack([run.prepared[step][table] for step in full.ahead])
         inputs["fold_weights"] = np.array(full.weights, np.float32)
         fulls.append(run("full", full.step, inputs))
-        accumulators = [fulls[-1][f"accumulator.{i}"] for i in range(BUILT.count)]
+        accumulators = written(form, fulls[-1])
         for step, accumulator in zip(full.ahead[: BUILT.window], accumulators, strict=False):
             forecasts[step] = run("forecast", step, {"accumulator": accumulator})["prediction"]
     return fulls, forecasts
+
+
+def carried(form: FoldForm, accumulators: Sequence[npt.NDArray[Any]]) -> Arrays:
+    """The tensors that a full graph takes."""
+    stacked = STACKED[form]
+    starts = range(0, len(accumulators), stacked)
+    return {
+        f"carried.{number}": np.concatenate(accumulators[start : start + stacked], axis=1)
+        for number, start in enumerate(starts)
+    }
+
+
+def written(form: FoldForm, outputs: Arrays) -> list[npt.NDArray[Any]]:
+    """The accumulators that a full graph yields."""
+    tensors = [outputs[f"accumulator.{number}"] for number in range(BUILT.count // STACKED[form])]
+    return [part for tensor in tensors for part in np.split(tensor, STACKED[form], axis=1)]
 
 
 def history_steps(run: Run) -> tuple[list[Arrays], dict[int, npt.NDArray[Any]]]:
@@ -200,7 +220,8 @@ def test_accumulators_of_bfloat16_cost_one_rounding_each(run_model: Any, whole_m
 def test_what_the_full_graph_takes_and_yields(whole_model: Any, roles: Any, name: str, form: FoldForm) -> None:
     stages = split(whole_model(name), name, roles(name), "folded", form=form)
     assert stages.folded is not None
-    shape, terms = ["batch", *SHAPES[name]], len(stages.live)
+    rows, width = SHAPES[name]
+    shape, terms = ["batch", STACKED[form] * rows, width], len(stages.live)
     found = {v.name: (sizes(v), v.dtype) for v in stages.full.graph.inputs if not is_prepared(v)}
     float32 = ir.DataType.FLOAT
     latent = found.pop("hidden_states")
@@ -208,12 +229,11 @@ def test_what_the_full_graph_takes_and_yields(whole_model: Any, roles: Any, name
     assert found == {
         "fold_weights": ([4], float32),
         "gates_ahead": ([4, "batch", 32 * terms], float32),
-        "carried.0": (shape, float32),
-        "carried.1": (shape, float32),
+        **{f"carried.{i}": (shape, float32) for i in range(2 // STACKED[form])},
     }
     outputs = [(v.name, sizes(v), v.dtype) for v in stages.full.graph.outputs]
     assert outputs[0][0] == "prediction"
-    assert outputs[1:] == [(f"accumulator.{i}", shape, float32) for i in range(4)]
+    assert outputs[1:] == [(f"accumulator.{i}", shape, float32) for i in range(4 // STACKED[form])]
 
 
 def is_prepared(value: ir.Value) -> bool:
@@ -543,12 +563,12 @@ def test_every_kind_of_term_is_summed_for_the_step_to_come(
     inputs = {name: arrays[name] for name in ("attn", "ff")} | folding_inputs(state, gates)
     taken = {str(value.name) for value in full.graph.inputs}
     assert taken == inputs.keys()
-    accumulators = run_model(full, inputs)
+    accumulators = written(form, run_model(full, inputs))
     for index in range(BUILT.count):
         weight = inputs["fold_weights"][index]
         features = {name: arrays[name] * weight for name in ("attn", "ff")}
         wanted = run_model(before, arrays | gates[index] | features)["prediction"]
-        total = {"latent": arrays["latent"], "accumulator": accumulators[f"accumulator.{index}"]}
+        total = {"latent": arrays["latent"], "accumulator": accumulators[index]}
         found = run_model(forecast, {str(v.name): total[str(v.name)] for v in forecast.graph.inputs})["prediction"]
         assert error(found, wanted) <= 1e-6, index
 
@@ -569,7 +589,7 @@ def full_graph(forecast: ir.Model, state: FoldedState) -> ir.Model:
 
 def folding_inputs(state: FoldedState, gates: Sequence[Arrays]) -> Arrays:
     """Weights, gates of the steps to come as the table has them, and zeros that are carried."""
-    inputs: Arrays = {f"carried.{index}": np.zeros((2, 6, 4), np.float32) for index in range(BUILT.carried)}
+    inputs = carried(state.options.form, [np.zeros((2, 6, 4), np.float32)] * BUILT.carried)
     inputs["fold_weights"] = np.array([1.5, -0.5, 2.0, 0.25], np.float32)
     if state.gates_table:
         rows = [np.concatenate([row[g.input_name].reshape(2, -1) for g in state.gates], axis=1) for row in gates]

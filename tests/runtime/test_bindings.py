@@ -8,7 +8,7 @@ import pytest
 from taylorseer.bundle import Bundle
 from taylorseer.manifest import GraphSpec, Manifest, TensorSpec
 from taylorseer.runtime.bindings import bind, prove_disjoint
-from taylorseer.runtime.memory import ACCUMULATOR, PREPARE, MemoryPlan, PlannedTensor, plan_memory
+from taylorseer.runtime.memory import ACCUMULATORS, PREPARE, MemoryPlan, PlannedTensor, plan_memory
 from taylorseer.runtime.step_plan import BuiltState
 
 MODELS = ["flux-tiny", "dit-tiny", "hunyuan-video-tiny"]
@@ -107,21 +107,22 @@ def test_a_forecast_of_derivatives_reads_the_set_that_is_current(
 def test_a_folded_full_step_reads_the_slots_from_its_base_on_and_writes_those_after(
     folded: Manifest, step: dict[str, str], number: int, base: int
 ) -> None:
-    """15 accumulators, of which 10 go on, take turns in a ring of 25."""
+    """15 accumulators, of which 10 go on, take turns in a ring of 25, five of them in a tensor."""
     binding = bind(folded, "full", variant=number, turn=1)
-    slots = [f"{ACCUMULATOR}{(base + place) % 25}" for place in range(25)]
-    assert [binding[f"carried.{index}"] for index in range(10)] == slots[:10]
-    assert [binding[f"accumulator.{index}"] for index in range(15)] == slots[10:]
+    tensors = [f"{ACCUMULATORS}{(base // 5 + place) % 5}" for place in range(5)]
+    assert [binding[f"carried.{index}"] for index in range(2)] == tensors[:2]
+    assert [binding[f"accumulator.{index}"] for index in range(3)] == tensors[2:]
     plain = same("gates_ahead", "fold_weights", "prepared.gates.float32", *step)
     assert {name: tensor for name, tensor in binding.items() if name in plain} == plain
-    assert binding["hidden_states"] == "latent.1" and len(binding) == 25 + len(plain) + 1
+    assert binding["hidden_states"] == "latent.1" and len(binding) == 5 + len(plain) + 1
 
 
 @pytest.mark.parametrize("slot", [0, 14, 24])
-def test_a_folded_forecast_reads_one_slot(folded: Manifest, step: dict[str, str], slot: int) -> None:
-    expected = used(folded, "forecast", step | {"hidden_states": "latent.0", "accumulator": f"{ACCUMULATOR}{slot}"})
+def test_a_folded_forecast_reads_a_slot_of_one_tensor(folded: Manifest, step: dict[str, str], slot: int) -> None:
+    tensor = f"{ACCUMULATORS}{slot // 5}"
+    expected = used(folded, "forecast", step | {"hidden_states": "latent.0", "accumulator": tensor})
     assert bind(folded, "forecast", variant=slot, turn=0) == expected
-    assert expected["accumulator"] == f"{ACCUMULATOR}{slot}"
+    assert expected["accumulator"] == tensor
 
 
 def used(manifest: Manifest, kind: str, binding: dict[str, str]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from taylorseer.accumulators import built_accumulators
 from taylorseer.bundle import Bundle
 from taylorseer.errors import MemoryPlanError
 from taylorseer.manifest import FeatureSpec, GraphSpec, Manifest, TensorSpec
-from taylorseer.runtime.memory import ACCUMULATOR, ALIGNMENT, PREPARE, MemoryPlan, plan_memory
+from taylorseer.runtime.memory import ACCUMULATORS, ALIGNMENT, PREPARE, STAGED, MemoryPlan, plan_memory
 from taylorseer.state_size import state_bytes_of_bundle
 
 MODELS = ["flux-tiny", "dit-tiny", "hunyuan-video-tiny"]
@@ -139,6 +139,7 @@ def test_every_tensor_of_a_bundle_is_there_once(bundles: Callable[..., Bundle], 
     expected = {"state": state, "latent": {"latent.0", "latent.1"}, "prediction": {"prediction"}}
     own = {f"{PREPARE}{name}" for name in (*made, *(spec.name for spec in prepare.inputs))}
     expected |= {"request": once, "step": step, "probe": {"probe"}, "prepare": own, "carry": carry, "ahead": ahead}
+    expected["staged"] = {STAGED} if layout == "folded" else set()
     assert {use: {t.name for t in plan.tensors.values() if t.use == use} for use in expected} == expected
     assert len(plan.tensors) == sum(map(len, expected.values()))
     latent = next(spec for spec in full.values() if spec.role == "latent")
@@ -154,14 +155,15 @@ def remembered(manifest: Manifest) -> tuple[set[str], set[str], set[str]]:
     """Names of what outlives a step, of the room that a full step needs beside it, and of the gates to come."""
     if manifest.folding is not None:
         built = built_accumulators(manifest.folding)
-        slots = [f"{ACCUMULATOR}{slot}" for slot in range(built.ring)]
-        return set(slots[: built.count]), set(slots[built.count :]), {"gates_ahead"}
+        windows = [f"{ACCUMULATORS}{window}" for window in range(built.ring // built.window)]
+        kept = built.count // built.window
+        return set(windows[:kept]), set(windows[kept:]), {"gates_ahead"}
     suffixes = [""] if manifest.layout == "history" else [".0", ".1"]
     return {f"state.{f.name}.{i}{s}" for f in manifest.features for i in range(3) for s in suffixes}, set(), set()
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_folded_state_is_planned_slot_by_slot(bundles: Callable[..., Bundle], name: str) -> None:
+def test_a_folded_state_is_planned_window_by_window(bundles: Callable[..., Bundle], name: str) -> None:
     manifest = bundles(name, "folded").manifest
     folding = manifest.folding
     assert folding is not None
@@ -169,6 +171,8 @@ def test_a_folded_state_is_planned_slot_by_slot(bundles: Callable[..., Bundle], 
     one = 4 * 4 * int(folding.shape[1]) * int(folding.shape[2])  # four rows of float32
     parts = plan.bytes_by_use()
     assert (parts["state"], parts["carry"]) == (folding.accumulators * one, folding.carried * one)
+    assert parts["staged"] == plan.tensors[STAGED].nbytes == one  # the four rows of a slot do not lie together
+    assert "staged" not in plan_memory(manifest, rows=1, steps=50).bytes_by_use()
     columns = next(spec.shape[1] for spec in manifest.graphs["prepare"].outputs if spec.name == folding.gates)
     assert plan.tensors["gates_ahead"].shape == (folding.accumulators, 4, columns)
     assert plan.tensors[str(folding.gates)].shape == (4, columns)  # a row of the step table: a full step's own
