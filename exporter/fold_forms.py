@@ -10,14 +10,16 @@ the accumulators i of a window stay one tensor, one after another along its rows
 Both take the features in groups, so that no more than one group has to be in memory at once.
 """
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
 
 from taylorseer.manifest import FoldForm
 
-__all__ = ["GraphWriter", "weighted_sums"]
+__all__ = ["Factors", "GraphWriter", "weighted_sums"]
 
 _FLOAT = ir.DataType.FLOAT
 
@@ -73,12 +75,22 @@ class GraphWriter:
         return self.graph.initializers[name]
 
 
+class Factors(Protocol):
+    """What the features are multiplied with, float32; the batch is 1 if ungated."""
+
+    def apart(self) -> Sequence[ir.Value]:
+        """Return the factors of each feature, [batch, accumulators, width]."""
+
+    def joined(self, sizes: Sequence[int]) -> Sequence[ir.Value]:
+        """Return the factors of groups of so many features, [batch, accumulators, features * width]."""
+
+
 def weighted_sums(
     writer: GraphWriter,
     form: FoldForm,
     features: Sequence[ir.Value],
-    factors: Sequence[ir.Value],
-    started: Mapping[int, ir.Value],
+    factors: Factors,
+    started: Sequence[ir.Value | None],
     *,
     group: int,
     stacked: int = 1,
@@ -91,17 +103,15 @@ def weighted_sums(
         writer: of the full graph.
         form: how to add.
         features: [batch, rows, width] each, of any float dtype.
-        factors: for each feature, float32 [batch, accumulators, width]; all [1, accumulators, width] if ungated.
-        started: what some tensors of accumulators have already, float32 as the sums.
+        factors: of each feature for each accumulator.
+        started: what each tensor of accumulators has already, float32 as the sums; None: nothing.
         group: features that are taken at once.
-        stacked: accumulators of one tensor, of which their number is a multiple; ``chains`` make 1.
+        stacked: accumulators of one tensor; ``chains`` make 1.
     """
-    assert stacked == 1 or form == "channels"
-    sums: list[ir.Value | None] = [started.get(index) for index in range(_size(factors[0], 1) // stacked)]
-    for start in range(0, len(features), group):
-        values = [writer.cast(feature) for feature in features[start : start + group]]
-        taken = factors[start : start + group]
-        parts = _chains(writer, values, taken) if form == "chains" else _channels(writer, values, taken, stacked)
+    groups = [features[start : start + group] for start in range(0, len(features), group)]
+    added = _chains(writer, groups, factors) if form == "chains" else _channels(writer, groups, factors, stacked)
+    sums = list(started)
+    for parts in added:
         sums = [_plus(writer, before, part) for before, part in zip(sums, parts, strict=True)]
     return [value for value in sums if value is not None]
 
@@ -110,10 +120,14 @@ def _plus(writer: GraphWriter, before: ir.Value | None, part: ir.Value) -> ir.Va
     return part if before is None else writer.add("Add", [before, part], _shape(part))
 
 
-def _chains(writer: GraphWriter, features: Sequence[ir.Value], factors: Sequence[ir.Value]) -> list[ir.Value]:
-    count, shape = _size(factors[0], 1), _shape(features[0])
-    columns = [writer.split(factor, 1, [1] * count) for factor in factors]
-    return [_chain(writer, features, [parts[index] for parts in columns], shape) for index in range(count)]
+def _chains(writer: GraphWriter, groups: Sequence[Sequence[ir.Value]], factors: Factors) -> Iterator[list[ir.Value]]:
+    """Yield the sums of each group of features."""
+    apart = iter(factors.apart())
+    for features in groups:
+        values, shape = [writer.cast(feature) for feature in features], _shape(features[0])
+        taken = list(itertools.islice(apart, len(features)))
+        columns = [writer.split(factor, 1, [1] * _size(factor, 1)) for factor in taken]
+        yield [_chain(writer, values, row, shape) for row in zip(*columns, strict=True)]
 
 
 def _chain(
@@ -127,39 +141,49 @@ def _chain(
 
 
 def _channels(
-    writer: GraphWriter, features: Sequence[ir.Value], factors: Sequence[ir.Value], stacked: int
-) -> list[ir.Value]:
-    batch, rows, width = _shape(features[0])[0], _size(features[0], 1), _size(features[0], 2)
-    count, members = _size(factors[0], 1), len(features)
-    # Side by side along one axis, features and sums are turned by one plain transposition each.
-    channels = _by_channel(writer, features, (batch, width, members, rows))
-    gates = _by_channel(writer, factors, (_shape(factors[0])[0], width, members, count))
-    return [_stack(writer, part, channels) for part in writer.split(gates, 3, [stacked] * (count // stacked))]
+    writer: GraphWriter, groups: Sequence[Sequence[ir.Value]], factors: Factors, stacked: int
+) -> Iterator[list[ir.Value]]:
+    """Yield the sums of each group of features."""
+    for features, taken in zip(groups, factors.joined([len(features) for features in groups]), strict=True):
+        channels = _by_channel(writer, [writer.cast(feature) for feature in features])
+        gates = _gates_by_channel(writer, taken, len(features))
+        parts = writer.split(gates, 2, [stacked] * (_size(gates, 2) // stacked))
+        yield [_stack(writer, part, channels) for part in parts]
+
+
+def _by_channel(writer: GraphWriter, features: Sequence[ir.Value]) -> ir.Value:
+    """Bring features into the one shape [batch, width, features, rows].
+
+    Side by side along one axis, features and sums are turned by one plain transposition each.
+    """
+    (batch, _, _), rows, width = _shape(features[0]), _size(features[0], 1), _size(features[0], 2)
+    count = len(features)
+    joined = writer.add("Concat", features, (batch, count * rows, width), axis=1) if count > 1 else features[0]
+    turned = _turned(writer, joined)
+    return writer.add("Reshape", [turned, writer.integers(0, width, count, rows)], (batch, width, count, rows))
+
+
+def _gates_by_channel(writer: GraphWriter, factors: ir.Value, features: int) -> ir.Value:
+    """Bring factors [batch, accumulators, features * width] into the shape [batch, width, accumulators, features]."""
+    batch, count, width = _shape(factors)[0], _size(factors, 1), _size(factors, 2) // features
+    apart = writer.add(
+        "Reshape", [factors, writer.integers(0, count * features, width)], (batch, count * features, width)
+    )
+    shape = (batch, width, count, features)
+    return writer.add("Reshape", [_turned(writer, apart), writer.integers(0, width, count, features)], shape)
 
 
 def _stack(writer: GraphWriter, gates: ir.Value, channels: ir.Value) -> ir.Value:
     """Return the sums of some accumulators [batch, stacked * rows, width]."""
-    gated, width, members, stacked = _shape(gates)
-    batch, rows = _shape(channels)[0], _size(channels, 3)
-    assert isinstance(stacked, int) and isinstance(width, int)
-    gates = writer.add("Transpose", [gates], (gated, width, stacked, members), perm=[0, 1, 3, 2])
+    (batch, *_), width, stacked, rows = _shape(channels), _size(gates, 1), _size(gates, 2), _size(channels, 3)
     sums = writer.add("MatMul", [gates, channels], (batch, width, stacked, rows))
-    joined = (batch, width, stacked * rows)
-    sums = writer.add("Reshape", [sums, writer.integers(0, width, stacked * rows)], joined)
-    return _turned(writer, sums, (batch, stacked * rows, width))
+    joined = writer.integers(0, width, stacked * rows)
+    return _turned(writer, writer.add("Reshape", [sums, joined], (batch, width, stacked * rows)))
 
 
-def _by_channel(writer: GraphWriter, values: Sequence[ir.Value], shape: Sequence[int | str]) -> ir.Value:
-    """Bring values of [batch, n, width] into the one shape [batch, width, members, n]."""
-    batch, width, members, inner = shape
-    assert isinstance(width, int) and isinstance(members, int) and isinstance(inner, int)
-    joined = writer.add("Concat", values, (batch, members * inner, width), axis=1) if members > 1 else values[0]
-    turned = _turned(writer, joined, (batch, width, members * inner))
-    return writer.add("Reshape", [turned, writer.integers(0, width, members, inner)], shape)
-
-
-def _turned(writer: GraphWriter, value: ir.Value, shape: Sequence[int | str]) -> ir.Value:
-    return writer.add("Transpose", [value], shape, perm=[0, 2, 1])
+def _turned(writer: GraphWriter, value: ir.Value) -> ir.Value:
+    batch, rows, columns = _shape(value)
+    return writer.add("Transpose", [value], (batch, columns, rows), perm=[0, 2, 1])
 
 
 def _shape(value: ir.Value) -> list[int | str]:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 
 from taylorseer.accumulators import Accumulators
+from taylorseer.exporter.fold_factors import FoldFactors
 from taylorseer.exporter.fold_forms import GraphWriter, weighted_sums
 from taylorseer.exporter.folding import Folding, Refusal, Term, prove_foldable
 from taylorseer.exporter.passes.cleaning import drop_unused
@@ -169,38 +170,25 @@ class FoldedState:
             return value
         return slice_rows(value, 1, *term.feature_rows, graph, None)
 
-    def _factors(self, writer: GraphWriter) -> list[ir.Value]:
-        """Return for each term weight times gates, float32 [batch, accumulators, width]."""
-        count, width = self.options.accumulators.count, int(self._shape[2])
+    def _factors(self, writer: GraphWriter) -> FoldFactors:
+        """Return weight times gates, of the steps that the accumulators are for."""
+        count, table = self.options.accumulators.count, None
         weights = self._input(writer.graph, "fold_weights", [count])
         weights = writer.add("Reshape", [weights, writer.integers(1, count, 1)], (1, count, 1))
-        if not self.gates:
-            return [self._wide(writer, weights, width) for _ in self.proof.terms]
-        total = sum(gate.size for gate in self.gates)
-        ahead = self._input(writer.graph, "gates_ahead", [count, "batch", total], table_dtype(self.gates[0]))
-        turned = writer.add("Transpose", [writer.cast(ahead)], ("batch", count, total), perm=[1, 0, 2])
-        parts = writer.split(turned, 2, [gate.size for gate in self.gates])
-        columns = {gate.input_name: part for gate, part in zip(self.gates, parts, strict=True)}
-        return [self._factor(writer, weights, [columns[gate] for gate in term.gates]) for term in self.proof.terms]
+        columns = {gate.input_name: gate.size for gate in self.gates}
+        if columns:
+            total = sum(columns.values())
+            ahead = self._input(writer.graph, "gates_ahead", [count, "batch", total], table_dtype(self.gates[0]))
+            table = writer.add("Transpose", [writer.cast(ahead)], ("batch", count, total), perm=[1, 0, 2])
+        gates = [term.gates for term in self.proof.terms]
+        return FoldFactors(writer, weights, table, columns, gates, int(self._shape[2]))
 
-    def _factor(self, writer: GraphWriter, weights: ir.Value, gates: Sequence[ir.Value]) -> ir.Value:
-        factor, width = weights, int(self._shape[2])
-        for gate in gates:
-            size = max(int(v.shape[2]) for v in (factor, gate))  # type: ignore[index,arg-type]
-            factor = writer.add("Mul", [factor, gate], ("batch", self.options.accumulators.count, size))
-        return factor if factor.shape[2] == width else self._wide(writer, factor, width)  # type: ignore[index]
-
-    def _wide(self, writer: GraphWriter, factor: ir.Value, width: int) -> ir.Value:
-        """Repeat one number for each channel."""
-        shape = [*list(factor.shape or ())[:2], width]
-        return writer.add("Expand", [factor, writer.integers(1, 1, width)], shape)  # type: ignore[arg-type]
-
-    def _carried(self, writer: GraphWriter) -> dict[int, ir.Value]:
-        """Return what each tensor of accumulators that go on has already, float32; zero where one begins."""
-        batch, rows, width = self._shape
-        shape, count = [batch, self._stacked * int(rows), width], self.options.accumulators.carried // self._stacked
+    def _carried(self, writer: GraphWriter) -> list[ir.Value | None]:
+        """Return what each tensor of accumulators that goes on has already, float32; None where one begins."""
+        built, (batch, rows, width) = self.options.accumulators, self._shape
+        shape, count = [batch, self._stacked * int(rows), width], built.carried // self._stacked
         values = [self._input(writer.graph, f"carried.{i}", shape, self.options.dtype) for i in range(count)]
-        return {index: writer.cast(value) for index, value in enumerate(values)}
+        return [*map(writer.cast, values), *[None] * (built.window // self._stacked)]
 
     def _input(
         self, graph: ir.Graph, name: str, shape: Sequence[int | str] | None = None, dtype: ir.DataType | None = None

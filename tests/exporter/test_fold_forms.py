@@ -1,6 +1,7 @@
 """The sums of the folded state as nodes: both forms give float64's numbers, and no group waits for a later one."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,16 +39,40 @@ class Case:
     """Whether the factors differ between the rows of the batch, and not only between the accumulators."""
 
 
+@dataclasses.dataclass(frozen=True)
+class ListedFactors:
+    """Factors that are inputs, one for each feature."""
+
+    writer: GraphWriter
+    values: Sequence[ir.Value]
+
+    def apart(self) -> Sequence[ir.Value]:
+        return self.values
+
+    def joined(self, sizes: Sequence[int]) -> Sequence[ir.Value]:
+        starts = itertools.accumulate((0, *sizes))
+        return [self._joined(self.values[start : start + size]) for start, size in zip(starts, sizes, strict=False)]
+
+    def _joined(self, values: Sequence[ir.Value]) -> ir.Value:
+        assert values[0].shape is not None
+        batch, count, _ = values[0].shape
+        shape = [batch if isinstance(batch, int) else "batch", int(count), len(values) * WIDTH]
+        return self.writer.add("Concat", values, shape, axis=2)
+
+
 def built(form: FoldForm, case: Case) -> ir.Model:
     """A graph that takes features, factors and what was started, and yields the sums."""
     shape, rows = ("batch", ROWS, WIDTH), "batch" if case.gated else 1
     features = [value(f"feature.{m}", shape, case.dtype) for m in range(case.features)]
     factors = [value(f"factor.{m}", (rows, case.accumulators, WIDTH)) for m in range(case.features)]
-    started = {index: value(f"started.{index}", ("batch", case.stacked * ROWS, WIDTH)) for index in case.started}
-    inputs = [*features, *factors, *started.values()]
+    started: list[ir.Value | None] = [None] * (case.accumulators // case.stacked)
+    for index in case.started:
+        started[index] = value(f"started.{index}", ("batch", case.stacked * ROWS, WIDTH))
+    inputs = [*features, *factors, *filter(None, started)]
     graph = ir.Graph(inputs, [], nodes=[], opset_imports={"": 20}, name="sums")
     writer = GraphWriter(graph)
-    sums = weighted_sums(writer, form, features, factors, started, group=case.group, stacked=case.stacked)
+    listed = ListedFactors(writer, factors)
+    sums = weighted_sums(writer, form, features, listed, started, group=case.group, stacked=case.stacked)
     for index, output in enumerate(sums):
         output.name = f"sum.{index}"
         graph.outputs.append(output)
