@@ -5,7 +5,7 @@ import pytest
 
 from tools.benchmark_folding_forms import FORMS, Sizes, check, measure
 
-SIZES = Sizes(rows=5, width=16, features=3, accumulators=4)
+SIZES = Sizes(rows=5, width=16, features=3, accumulators=4, window=2)
 
 
 def test_every_form_is_checked_and_timed() -> None:
