@@ -36,6 +36,8 @@ class FoldFactors:
             width: channels.
         """
         self._writer, self._weights, self._table, self._columns = writer, weights, table, columns
+        self.graph = writer.graph
+        """Where the nodes are made."""
         self._terms, self._width = terms, width
         assert weights.shape is not None
         self._count = int(weights.shape[1])  # type: ignore[arg-type]
