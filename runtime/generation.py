@@ -17,7 +17,7 @@ from taylorseer.runtime.latents import initial_noise, to_pixels, unpack
 from taylorseer.runtime.open_backend import open_backend
 from taylorseer.runtime.samplers import Sampler, sampler_from_config
 from taylorseer.runtime.session import LoadedModel, Result, Session
-from taylorseer.runtime.words import WordTable
+from taylorseer.runtime.words import WORD_FILES, WordTable
 
 __all__ = ["Generated", "Generator", "random_conditions", "sampler_for", "sampler_of"]
 
@@ -51,7 +51,7 @@ class Generator:
             BundleError: the bundle's word table is missing or malformed, or the names of its classes are.
         """
         self.manifest = bundle.manifest
-        self._words = WordTable.load(bundle.path("words")) if self.manifest.pipeline.text == "words" else None
+        self._words = _words_of(bundle) if self.manifest.pipeline.text == "words" else None
         self._classes = _classes_of(bundle) if set(self.manifest.conditions) == {"class_labels"} else None
         self._model = LoadedModel(self.manifest, open_backend(bundle, threads=threads, device=device))
         self.session: Session = self._model.session()
@@ -160,10 +160,15 @@ class Generator:
         return image
 
 
+def _words_of(bundle: Bundle) -> WordTable:
+    paths = [bundle.checked_path(f"words/{name}") for name in WORD_FILES]
+    return WordTable.load(paths[0].parent)
+
+
 def _classes_of(bundle: Bundle) -> Classes:
     manifest, count = bundle.manifest, int(bundle.manifest.config["num_embeds_ada_norm"])
     if CLASSES_FILE in manifest.files:
-        return Classes.load(bundle.path(CLASSES_FILE), model=manifest.model, count=count)
+        return Classes.load(bundle.checked_path(CLASSES_FILE), model=manifest.model, count=count)
     return Classes(model=manifest.model, count=count)
 
 

@@ -65,9 +65,10 @@ class OnnxRuntimeBackend:
 
         Raises:
             BackendError: ONNX Runtime refuses the graph.
+            BundleError: the graph is no file of the bundle, or reads weights from one that is none.
         """
         graph = self._bundle.manifest.graphs[kind]
-        path = self._bundle.path(graph.file)
+        path = self._bundle.graph_path(kind)
         try:
             session = self._ort.InferenceSession(
                 path,

@@ -13,7 +13,7 @@ from taylorseer.errors import TaylorSeerError
 
 __all__ = ["build_engines_main", "main"]
 
-_COMMANDS = ("build", "plan", "generate", "compare", "tune", "inspect", "verify", "profile", "store", "doctor")
+_COMMANDS = ("build", "plan", "generate", "compare", "tune", "inspect", "verify", "profile", "sign", "store", "doctor")
 
 
 class _Parser(argparse.ArgumentParser):

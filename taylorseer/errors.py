@@ -20,8 +20,10 @@ __all__ = [
     "PromptError",
     "ScheduleError",
     "ShapeError",
+    "SignatureError",
     "StoreError",
     "TaylorSeerError",
+    "UntrustedPlanError",
     "VersionError",
 ]
 
@@ -52,6 +54,14 @@ class BundleError(TaylorSeerError):
 
 class VersionError(BundleError):
     """A manifest written by a newer version of the tool than this one."""
+
+
+class SignatureError(BundleError):
+    """A bundle that is not signed by the key that was asked for, or a key that cannot be read."""
+
+
+class UntrustedPlanError(BundleError):
+    """A plan that was built elsewhere and that nobody vouches for."""
 
 
 class OutputError(TaylorSeerError):

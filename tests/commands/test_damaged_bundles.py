@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from taylorseer.manifest import FORMAT_VERSION
+from taylorseer.manifest_json import sealed
 
 Run = Callable[..., Any]
 Copied = Callable[[str], pathlib.Path]
@@ -29,7 +30,7 @@ def edit(change: Callable[[dict[str, Any]], object]) -> Damage:
     def damage(folder: pathlib.Path) -> None:
         data = json.loads((folder / "manifest.json").read_text())
         change(data)
-        (folder / "manifest.json").write_text(json.dumps(data))
+        (folder / "manifest.json").write_text(json.dumps(sealed(data)))
 
     return damage
 
