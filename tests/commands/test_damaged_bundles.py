@@ -58,11 +58,11 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "wrong type": (edit(lambda data: data.update(order="2")), "manifest.order: '2' is not allowed there"),
     "not JSON": (lambda folder: (folder / "manifest.json").write_text("{"), "The manifest is not JSON"),
     "path traversal": (
-        edit(lambda data: data["files"].update({"../x": {"bytes": 0, "sha256": ""}})),
+        edit(lambda data: data["files"].update({"../x": {"bytes": 0, "sha256": "0" * 64}})),
         "names the file '../x', outside the bundle: do not use this bundle",
     ),
     "absolute path": (
-        edit(lambda data: data["files"].update({"/etc/passwd": {"bytes": 0, "sha256": ""}})),
+        edit(lambda data: data["files"].update({"/etc/passwd": {"bytes": 0, "sha256": "0" * 64}})),
         "names the file '/etc/passwd', outside the bundle",
     ),
     "link out of the bundle": (link_outside, "'graphs/full.onnx' is missing"),
