@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from taylorseer.bundle import Bundle
 from taylorseer.config import CacheConfig
-from taylorseer.errors import InputError, PromptError
+from taylorseer.errors import BundleError, InputError, PromptError
 from taylorseer.manifest import Manifest
 from taylorseer.runtime.classes import CLASSES_FILE, Classes
 from taylorseer.runtime.latents import initial_noise, to_pixels, unpack
@@ -166,7 +166,11 @@ def _words_of(bundle: Bundle) -> WordTable:
 
 
 def _classes_of(bundle: Bundle) -> Classes:
-    manifest, count = bundle.manifest, int(bundle.manifest.config["num_embeds_ada_norm"])
+    manifest, count = bundle.manifest, bundle.manifest.config.get("num_embeds_ada_norm")
+    if type(count) is not int or count < 1:
+        raise BundleError(
+            f"The config of {manifest.model} has no number of classes, but {count!r:.40}: build it again."
+        )
     if CLASSES_FILE in manifest.files:
         return Classes.load(bundle.checked_path(CLASSES_FILE), model=manifest.model, count=count)
     return Classes(model=manifest.model, count=count)

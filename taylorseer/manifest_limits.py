@@ -7,7 +7,8 @@ import math
 import re
 from collections.abc import Iterator
 
-from taylorseer.errors import BundleError
+from taylorseer.config import CacheConfig
+from taylorseer.errors import BundleError, ScheduleError
 from taylorseer.manifest import Manifest
 
 __all__ = ["check_limits"]
@@ -19,6 +20,8 @@ MOST_TENSORS = 65536
 MOST_PLANS = 256
 HIGHEST_ORDER = 16
 MOST_ACCUMULATORS = 1024
+MOST_STEPS = 10_000
+"""Denoising steps of the default schedule."""
 LARGEST_RANK = 8
 MOST_ROWS = 2**20
 """Rows of a batch, of prepare's or of images."""
@@ -38,9 +41,13 @@ def check_limits(manifest: Manifest) -> None:
     """Refuse numbers and counts that no honest bundle has.
 
     Raises:
-        BundleError: one is out of its bounds; the message names the field.
+        BundleError: one is out of its bounds, or the default schedule is none; the message names the field.
     """
-    for where, value, low, high in _numbers(manifest):
+    try:
+        numbers = list(_numbers(manifest))
+    except ScheduleError as error:
+        raise BundleError(f"manifest.cache: {error} Build the bundle again.") from error
+    for where, value, low, high in numbers:
         if not low <= value <= high:
             raise BundleError(
                 f"manifest.{where}: {value} is out of bounds, which are {low:g} to {high:g}; build the bundle again."
@@ -72,6 +79,7 @@ def _numbers(manifest: Manifest) -> Iterator[_Bound]:
         yield f"graphs.{kind}.outputs", len(graph.outputs), 1, MOST_TENSORS
     for name, file in manifest.files.items():
         yield f"files.{name}.bytes", file.bytes, 0, MOST_BYTES
+    yield "cache.steps", CacheConfig.from_json(manifest.cache).steps, 1, MOST_STEPS
     pipeline = manifest.pipeline
     for name in ("guidance", "guidance_factor", "timestep_scale"):
         yield f"pipeline.{name}", getattr(pipeline, name), -LARGEST_SETTING, LARGEST_SETTING

@@ -42,18 +42,22 @@ _EACH = 250
 """Trials in one process."""
 
 
-def campaign(bundles: Sequence[pathlib.Path], count: int, *, seed: int = 0) -> Iterator[Trial]:
+def campaign(
+    bundles: Sequence[pathlib.Path], count: int, *, seed: int = 0, kinds: Sequence[str] = tuple(FAULTS)
+) -> Iterator[Trial]:
     """Yield what came of ``count`` faults; kinds and bundles take turns."""
     with tempfile.TemporaryDirectory(dir=bundles[0].parent, prefix=".faults-") as place:
         number = 0
         while number < count:
             last = min(count, number + _EACH)
-            for trial in _in_child(bundles, range(number, last), seed, pathlib.Path(place)):
+            for trial in _in_child(bundles, range(number, last), seed, kinds, pathlib.Path(place)):
                 number += 1
                 yield trial
 
 
-def _in_child(bundles: Sequence[pathlib.Path], numbers: range, seed: int, place: pathlib.Path) -> Iterator[Trial]:
+def _in_child(
+    bundles: Sequence[pathlib.Path], numbers: range, seed: int, kinds: Sequence[str], place: pathlib.Path
+) -> Iterator[Trial]:
     """Yield the trials of one process; if it dies, the trial that it died of is the last."""
     reading, writing = os.pipe()
     pid = os.fork()
@@ -61,7 +65,7 @@ def _in_child(bundles: Sequence[pathlib.Path], numbers: range, seed: int, place:
         code = 1
         try:
             os.close(reading)
-            _run_all(bundles, numbers, seed, place, writing)
+            _run_all(bundles, numbers, seed, kinds, place, writing)
             code = 0
         finally:
             os._exit(code)
@@ -75,18 +79,20 @@ def _in_child(bundles: Sequence[pathlib.Path], numbers: range, seed: int, place:
     if status:
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
-        fault, _ = _turn(numbers[done], bundles)
+        fault, _ = _turn(numbers[done], kinds, bundles)
         how = signal.Signals(status & 127).name if os.WIFSIGNALED(status) else f"exit code {status >> 8}"
         verdict = "hang" if how == "SIGALRM" else "crash"
         yield Trial(fault=fault, what=f"number {numbers[done]}", verdict=verdict, detail=how, parsed={})
 
 
-def _run_all(bundles: Sequence[pathlib.Path], numbers: range, seed: int, place: pathlib.Path, pipe: int) -> None:
+def _run_all(
+    bundles: Sequence[pathlib.Path], numbers: range, seed: int, kinds: Sequence[str], place: pathlib.Path, pipe: int
+) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     sound: dict[pathlib.Path, tuple[Request, str]] = {}
     for number in numbers:
-        fault, bundle = _turn(number, bundles)
+        fault, bundle = _turn(number, kinds, bundles)
         signal.alarm(_PATIENCE)
         if bundle not in sound:
             opened = open_bundle(bundle)
@@ -98,8 +104,7 @@ def _run_all(bundles: Sequence[pathlib.Path], numbers: range, seed: int, place: 
         os.write(pipe, (trial.to_json() + "\n").encode())
 
 
-def _turn(number: int, bundles: Sequence[pathlib.Path]) -> tuple[str, pathlib.Path]:
-    kinds = list(FAULTS)
+def _turn(number: int, kinds: Sequence[str], bundles: Sequence[pathlib.Path]) -> tuple[str, pathlib.Path]:
     return kinds[number % len(kinds)], bundles[number // len(kinds) % len(bundles)]
 
 
@@ -133,11 +138,12 @@ def main() -> int:
     parser.add_argument("--faults", type=int, default=10_000, help="how many (default 10000)")
     parser.add_argument("--fuzz-minutes", type=float, default=0.0, help="of the manifest's reader (default: none)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=FAULTS, metavar="FAULT", help=f"one kind: {', '.join(FAULTS)}")
     options = parser.parse_args()
     bundles = [path.resolve() for path in options.bundles]
     start = time.monotonic()
     bad = _report_attacks(bundles[0])
-    bad += _report_faults(bundles, options.faults, options.seed)
+    bad += _report_faults(bundles, options.faults, options.seed, (options.only,) if options.only else tuple(FAULTS))
     print(f"{time.monotonic() - start:.0f} s")
     if options.fuzz_minutes:
         bad += _fuzz(bundles, options.fuzz_minutes)
@@ -156,12 +162,12 @@ def _report_attacks(bundle: pathlib.Path) -> int:
     return len(ATTACKS) - refused
 
 
-def _report_faults(bundles: Sequence[pathlib.Path], count: int, seed: int) -> int:
+def _report_faults(bundles: Sequence[pathlib.Path], count: int, seed: int, kinds: Sequence[str]) -> int:
     table: dict[str, collections.Counter[str]] = {fault: collections.Counter() for fault in FAULTS}
     errors: collections.Counter[str] = collections.Counter()
     parsed: collections.Counter[str] = collections.Counter()
     bad = 0
-    for number, trial in enumerate(campaign(bundles, count, seed=seed)):
+    for number, trial in enumerate(campaign(bundles, count, seed=seed, kinds=kinds)):
         table[trial.fault][trial.verdict] += 1
         errors[trial.detail] += trial.verdict == "refused"
         parsed.update(trial.parsed)

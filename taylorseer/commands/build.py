@@ -82,9 +82,10 @@ def _request(options: argparse.Namespace) -> "tuple[ExportRequest, BuildEngines 
     try:
         from taylorseer.exporter.checkpoints import find_checkpoint
         from taylorseer.exporter.workflow import ExportRequest
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # OSError: a shared library does not load
+        needed = getattr(error, "name", None) or f"torch, which does not load here ({error})"
         raise DependencyError(
-            f"Exporting needs {error.name}: `pip install 'taylorseer-trt[export,onnxruntime]'`."
+            f"Exporting needs {needed}: `pip install 'taylorseer-trt[export,onnxruntime]'`."
         ) from error
     build_engines = choose_backend(options, options.precision)
     cache = cache_config(options, PRESETS[model.preset])
