@@ -105,7 +105,7 @@ def _raising(error: str) -> str:
 
 def _plans(bundle: pathlib.Path, place: pathlib.Path) -> None:
     """Say that the bundle was built for TensorRT-RTX."""
-    edit(bundle, lambda data: data.update(engine={"backend": "tensorrt-rtx", "version": "1.7.0"}))
+    edit(bundle, lambda data: data.update(engine={"backend": "tensorrt-rtx", "version": "1.7.0", "options": {}}))
 
 
 def _other_provider(bundle: pathlib.Path, place: pathlib.Path) -> None:

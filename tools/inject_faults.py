@@ -2,7 +2,7 @@
 
     python -m tools.inject_faults BUNDLE [BUNDLE ...] --faults 10000 --fuzz-minutes 10
 
-Faults run in a process of their own, many in one; one that ends it by a signal, or takes a minute, is counted as a
+Faults run in a process of their own, many in one; one that ends it by a signal, or works for a minute, is counted as a
 crash or a hang, and the next process goes on after it.  The first bundles are damaged in turn, and files are swapped in
 from all others.  Every attack on a path is tried as well, and the reader of manifests is fuzzed (see
 :mod:`tools.fuzz_manifest`).  The exit code is 0 if nothing bad was found.
@@ -32,8 +32,8 @@ from tools.path_attacks import ATTACKS, copy_linked
 
 __all__ = ["attack", "campaign", "main"]
 
-_PATIENCE = 60
-"""Seconds of one trial; an image of a tiny bundle takes less than one."""
+_PATIENCE, _WORK = 600, 60
+"""Seconds of one trial by the clock, and of its own work; an image of a tiny bundle takes less than one."""
 
 _MEMORY = 8 * 2**30
 """Bytes of address space of a process that runs trials: a manifest that asks for more must get a typed error."""
@@ -81,7 +81,7 @@ def _in_child(
         place.mkdir()
         fault, _ = _turn(numbers[done], kinds, bundles)
         how = signal.Signals(status & 127).name if os.WIFSIGNALED(status) else f"exit code {status >> 8}"
-        verdict = "hang" if how == "SIGALRM" else "crash"
+        verdict = "hang" if how in ("SIGALRM", "SIGPROF") else "crash"
         yield Trial(fault=fault, what=f"number {numbers[done]}", verdict=verdict, detail=how, parsed={})
 
 
@@ -94,6 +94,7 @@ def _run_all(
     for number in numbers:
         fault, bundle = _turn(number, kinds, bundles)
         signal.alarm(_PATIENCE)
+        signal.setitimer(signal.ITIMER_PROF, _WORK)
         if bundle not in sound:
             opened = open_bundle(bundle)
             request = request_of(opened)
