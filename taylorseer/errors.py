@@ -17,7 +17,11 @@ __all__ = [
     "ModelError",
     "NonFiniteError",
     "OutputError",
+    "PoolClosedError",
     "PromptError",
+    "QueueFullError",
+    "QueueTimeoutError",
+    "RequestCancelledError",
     "ScheduleError",
     "ShapeError",
     "SignatureError",
@@ -102,3 +106,19 @@ class PromptError(InputError):
 
 class NonFiniteError(InputError):
     """A latent, input or prediction with NaN or infinity."""
+
+
+class QueueFullError(TaylorSeerError):
+    """A request that a pool does not take because too many wait already: ask again later."""
+
+
+class QueueTimeoutError(TaylorSeerError):
+    """A request that waited for memory, or for its turn, longer than it was allowed to."""
+
+
+class PoolClosedError(TaylorSeerError):
+    """A request to a pool that is closing or closed."""
+
+
+class RequestCancelledError(TaylorSeerError):
+    """A request that was cancelled before its last denoising step."""
