@@ -109,8 +109,8 @@ class Clock(Protocol):
     def mark(self) -> None:
         """Mark this moment."""
 
-    def wait(self) -> None:
-        """Wait for the last mark."""
+    def wait(self, mark: int | None = None) -> None:
+        """Wait for a mark, counted up from the start's, which is 0; None: the last."""
 
     def seconds(self) -> NDArray[np.float64]:
         """Wait for the last mark; return the time between consecutive marks."""

@@ -290,9 +290,9 @@ class _EventClock:
         if code:
             self._memory.cuda.check(code, "cudaEventRecord")
 
-    def wait(self) -> None:
-        """Wait for the last mark."""
-        self._memory.cuda.call("cudaEventSynchronize", self._events[self._count - 1])
+    def wait(self, mark: int | None = None) -> None:
+        """Wait for a mark, or for the last."""
+        self._memory.cuda.call("cudaEventSynchronize", self._events[self._count - 1 if mark is None else mark])
 
     def seconds(self) -> NDArray[np.float64]:
         """Wait for the last mark; return the time between consecutive marks."""

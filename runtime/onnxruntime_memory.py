@@ -215,7 +215,7 @@ class WallClock:
         """Mark this moment."""
         self._marks.append(time.perf_counter())
 
-    def wait(self) -> None:
+    def wait(self, mark: int | None = None) -> None:
         """Nothing to do: what was called has happened."""
 
     def seconds(self) -> NDArray[np.float64]:

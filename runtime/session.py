@@ -1,38 +1,23 @@
 """The denoising loop: at each step the full or the forecast engine runs, on state that outlives the calls."""
 
-import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from taylorseer.config import CacheConfig
 from taylorseer.errors import BackendError
 from taylorseer.manifest import Manifest
 from taylorseer.runtime.admission import check_settings, checked_array, checked_conditions, require_finite, total
 from taylorseer.runtime.backend import Backend, Call, Engine
+from taylorseer.runtime.denoising import Denoising, Result
 from taylorseer.runtime.samplers import Sampler
 from taylorseer.runtime.step_plan import StepPlan, plan_steps
 from taylorseer.runtime.step_table import prepare_table, step_table
 from taylorseer.runtime.workspace import Workspace
 
 __all__ = ["LoadedModel", "Result", "Session"]
-
-Floats = NDArray[np.float32]
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """What a denoising loop leaves behind."""
-
-    latent: Any
-    """float32, the caller's own copy: a NumPy array, or what the device gives to DLPack (``on_device``)."""
-    step_seconds: NDArray[np.float64]
-    """[steps] time of each denoising step, on the device where there is one."""
-    full_steps: NDArray[np.bool_]
-    """[steps] which of them were full."""
 
 
 class LoadedModel:
@@ -128,14 +113,41 @@ class Session(Workspace):
             InputError: the session is already running a request, or was closed.
             BackendError: this process is a fork of the one that loaded the engines.
         """
-        with self._exclusive():
+        loop = self.begin(
+            latent, conditions, sampler=sampler, cache=cache, guidance=guidance, every_step_full=every_step_full
+        )
+        with loop:
+            for number, is_full in enumerate(loop):
+                if on_step is not None:
+                    loop.wait()
+                    on_step(number, is_full)
+            return loop.result(on_device=on_device)
+
+    def begin(
+        self,
+        latent: Any,
+        conditions: Mapping[str, Any],
+        *,
+        sampler: Sampler,
+        cache: CacheConfig,
+        guidance: float,
+        every_step_full: bool = False,
+    ) -> Denoising:
+        """Admit a request and return its loop, to be advanced step by step, from any thread, and to be closed.
+
+        The session is busy until then.  Arguments and errors are those of :meth:`denoise`, the errors of a step aside.
+        """
+        self._take()
+        try:
             plan = plan_steps(cache, self._state, baseline=every_step_full)
             self._admit(latent, conditions, sampler, plan, guidance)
-            seconds = self._loop(plan, on_step)
-            return Result(self._finished(len(plan), on_device), seconds, np.array([step.is_full for step in plan]))
+            return Denoising(plan, self._loop(plan), self.memory, self._clock, self._finished, self._busy.release)
+        except BaseException:
+            self._busy.release()
+            raise
 
-    def _loop(self, plan: Sequence[StepPlan], on_step: Callable[[int, bool], None] | None) -> NDArray[np.float64]:
-        """Denoise the admitted latent; return the seconds [steps] that each step took."""
+    def _loop(self, plan: Sequence[StepPlan]) -> Generator[bool, None, None]:
+        """Denoise the admitted latent; give after each step whether it was full."""
         calls, probe, clock = self._calls, self._probe, self._clock
         clock.start()
         for number, step in enumerate(plan):
@@ -145,10 +157,7 @@ class Session(Workspace):
                 probe.send()
                 require_finite(probe.latest(), f"The prediction of denoising step {number}")
             clock.mark()
-            if on_step is not None:
-                clock.wait()
-                on_step(number, step.is_full)
-        return clock.seconds()
+            yield step.is_full
 
     def _admit(
         self,

@@ -129,9 +129,8 @@ class Workspace:
         call = self.model.engines[kind].bind(self.tensors(kind, variant, turn))
         return [*self._slots.staging(variant), call] if self._slots and kind == "forecast" else [call]
 
-    @contextlib.contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        """Run what is inside alone, with the memory's device current.
+    def _take(self) -> None:
+        """Keep this memory for one request, until ``_busy`` is released, with its device current.
 
         Raises:
             InputError: something runs on this memory already, or it was freed.
@@ -144,6 +143,15 @@ class Workspace:
             self.memory.activate()
             if not self._calls:
                 raise InputError("This session was closed: open another one.")
+        except BaseException:
+            self._busy.release()
+            raise
+
+    @contextlib.contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """Run what is inside alone; errors as of :meth:`_take`."""
+        self._take()
+        try:
             yield
         finally:
             self._busy.release()
