@@ -1,6 +1,6 @@
 """What a session occupies on a GPU: its block in whole pages, and what TensorRT and the driver take beside it."""
 
-__all__ = ["BESIDE_BYTES", "PAGE_BYTES", "footprint"]
+__all__ = ["BESIDE_BYTES", "LATER_BESIDE_BYTES", "PAGE_BYTES", "footprint", "later_footprint"]
 
 PAGE_BYTES = 1 << 21
 """cudaMalloc gives pages of 2 MiB, and free memory is counted in them: no plan is exact to less than one."""
@@ -13,7 +13,15 @@ Measured on an H100 for sessions of 33 MB to 1.5 GB (tools/benchmark_gpu.py): 12
 one that follows another takes up to 2, for the driver keeps what was freed.
 """
 
+LATER_BESIDE_BYTES = 8 * PAGE_BYTES
+"""The most that was seen of the same for a session that is not the first of its process."""
+
 
 def footprint(session_bytes: int) -> int:
     """Return the bytes that the first session of a process occupies whose memory plan has ``session_bytes``."""
     return -(-session_bytes // PAGE_BYTES) * PAGE_BYTES + BESIDE_BYTES
+
+
+def later_footprint(session_bytes: int) -> int:
+    """Return the bytes that a session occupies at most which is not the first of its process."""
+    return -(-session_bytes // PAGE_BYTES) * PAGE_BYTES + LATER_BESIDE_BYTES

@@ -1,7 +1,7 @@
 """From prompts to images: encodes the request, runs a session, decodes the latent."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -10,18 +10,13 @@ from numpy.typing import NDArray
 
 from taylorseer.bundle import Bundle
 from taylorseer.config import CacheConfig
-from taylorseer.errors import BundleError, InputError, PromptError
 from taylorseer.manifest import Manifest
-from taylorseer.runtime.classes import CLASSES_FILE, Classes
-from taylorseer.runtime.latents import initial_noise, to_pixels, unpack
 from taylorseer.runtime.open_backend import open_backend
-from taylorseer.runtime.samplers import Sampler, sampler_from_config
+from taylorseer.runtime.prompt_requests import Conditions, PromptRequests, sampler_of
+from taylorseer.runtime.samplers import Sampler
 from taylorseer.runtime.session import LoadedModel, Result, Session
-from taylorseer.runtime.words import WORD_FILES, WordTable
 
 __all__ = ["Generated", "Generator", "random_conditions", "sampler_for", "sampler_of"]
-
-Conditions = Mapping[str, NDArray[Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +46,7 @@ class Generator:
             BundleError: the bundle's word table is missing or malformed, or the names of its classes are.
         """
         self.manifest = bundle.manifest
-        self._words = _words_of(bundle) if self.manifest.pipeline.text == "words" else None
-        self._classes = _classes_of(bundle) if set(self.manifest.conditions) == {"class_labels"} else None
+        self._prompts = PromptRequests(bundle)
         self._model = LoadedModel(self.manifest, open_backend(bundle, threads=threads, device=device))
         self.session: Session = self._model.session()
 
@@ -81,25 +75,13 @@ class Generator:
             PromptError: a prompt that is too long, has unknown words, or is not what this model takes.
             InputError: anything else in the request that does not fit the bundle.
         """
-        cache = cache or CacheConfig.from_json(self.manifest.cache)
-        pipeline = self.manifest.pipeline
-        if guidance is not None and pipeline.guidance_mode == "none":
-            raise InputError(f"{self.manifest.model} knows no guidance: leave it out.")
-        sampler = sampler_of(self.manifest, cache.steps)
-        self._make_room(cache.steps)
-        noise = initial_noise(self.session.latent_shape, seed)
-        if sampler.initial_noise_scale != 1.0:
-            noise *= np.float32(sampler.initial_noise_scale)
-        result = self.session.denoise(
-            noise,
-            prompt if isinstance(prompt, Mapping) else self.conditions(prompt),
-            sampler=sampler,
-            cache=cache,
-            guidance=pipeline.guidance if guidance is None else guidance,
-            every_step_full=every_step_full,
-            on_step=on_step,
+        request = self._prompts.request(
+            prompt, seed=seed, cache=cache, guidance=guidance, every_step_full=every_step_full
         )
-        return Generated(result.latent, self._decode(result.latent), result)
+        self._make_room(request.shape.steps)
+        result = self.session.denoise(**request.arguments(), on_step=on_step)
+        images = self._prompts.images(result.latent)
+        return Generated(result.latent, None if images is None else images[0], result)
 
     def __enter__(self) -> Self:
         """Return the generator itself."""
@@ -128,65 +110,12 @@ class Generator:
         Raises:
             PromptError: the model does not take such prompts, or not this one.
         """
-        specs = self.manifest.conditions
-        if self._words is not None:
-            return self._encode(self._words, prompt)
-        if self._classes is not None:
-            # The unconditional half is asked with the null class, which is the one after the last.
-            return {"class_labels": np.array([self._classes.label(prompt), self._classes.count], np.int64)}
-        raise PromptError(
-            f"{self.manifest.model} has no text encoder of its own: give the inputs {', '.join(specs)} as an .npz file "
-            "(--conditions)."
-        )
-
-    def _encode(self, words: WordTable, prompt: str) -> dict[str, NDArray[Any]]:
-        """Return what the model reads of a prompt; the mask only if it has one."""
-        length = self.manifest.sizes["text_length"]
-        hidden, pooled = words.encode([prompt], length)
-        made: dict[str, NDArray[Any]] = {"encoder_hidden_states": hidden, "pooled_projections": pooled}
-        if "encoder_attention_mask" in self.manifest.conditions:
-            made["encoder_attention_mask"] = words.attention_mask([prompt], length)
-        return made
-
-    def _decode(self, latent: NDArray[np.float32]) -> NDArray[np.uint8] | None:
-        pipeline, sizes = self.manifest.pipeline, self.manifest.sizes
-        if pipeline.decoder == "none":
-            return None
-        if pipeline.latent == "packed":
-            latent = unpack(latent, sizes["height"], sizes["width"])
-        if latent.ndim == 5:
-            return to_pixels(np.ascontiguousarray(latent[0].transpose(1, 0, 2, 3)))
-        image: NDArray[np.uint8] = to_pixels(latent)[0]
-        return image
-
-
-def _words_of(bundle: Bundle) -> WordTable:
-    paths = [bundle.checked_path(f"words/{name}") for name in WORD_FILES]
-    return WordTable.load(paths[0].parent)
-
-
-def _classes_of(bundle: Bundle) -> Classes:
-    manifest, count = bundle.manifest, bundle.manifest.config.get("num_embeds_ada_norm")
-    if type(count) is not int or count < 1:
-        raise BundleError(
-            f"The config of {manifest.model} has no number of classes, but {count!r:.40}: build it again."
-        )
-    if CLASSES_FILE in manifest.files:
-        return Classes.load(bundle.checked_path(CLASSES_FILE), model=manifest.model, count=count)
-    return Classes(model=manifest.model, count=count)
+        return self._prompts.conditions(prompt)
 
 
 def sampler_for(session: Session, steps: int) -> Sampler:
     """Return the noise scheduler of the session's model for ``steps`` denoising steps."""
     return sampler_of(session.manifest, steps)
-
-
-def sampler_of(manifest: Manifest, steps: int) -> Sampler:
-    """Return the noise scheduler of a bundle's model for ``steps`` denoising steps."""
-    pipeline = manifest.pipeline
-    (latent,) = (spec for spec in manifest.graphs["full"].inputs if spec.role == "latent")
-    tokens = int(latent.shape[1]) if pipeline.latent == "packed" else None
-    return sampler_from_config(pipeline.scheduler, steps, tokens=tokens)
 
 
 def random_conditions(manifest: Manifest, seed: int) -> dict[str, NDArray[Any]]:

@@ -5,55 +5,33 @@ with SessionPool.open(bundle, concurrency=2) as pool:
     result = job.result()          # or, in a coroutine: result = await job, async for progress in job
 """
 
+import asyncio
+import atexit
 import dataclasses
+import os
+import threading
+import time
 from types import TracebackType
 from typing import Self
 
 from taylorseer.bundle import Bundle
+from taylorseer.errors import InputError, PoolClosedError, TaylorSeerError
+from taylorseer.runtime.batching import require_equal_in_batches
+from taylorseer.runtime.free_memory import free_bytes
 from taylorseer.runtime.job import Job
-from taylorseer.runtime.request import Request
+from taylorseer.runtime.leases import SessionLeases
+from taylorseer.runtime.open_backend import open_backend
+from taylorseer.runtime.pool_status import PoolStatus
+from taylorseer.runtime.request import Request, check_request
+from taylorseer.runtime.request_queue import RequestQueue
+from taylorseer.runtime.round_robin import RoundRobin
 from taylorseer.runtime.session import LoadedModel
+from taylorseer.tensorrt_library import FLAVORS
 
 __all__ = ["PoolStatus", "SessionPool"]
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PoolStatus:
-    """What a pool does at this moment, and has done."""
-
-    queued: int
-    """Requests that wait for their turn."""
-    running: int
-    """Requests between their first and last denoising step."""
-    sessions: int
-    """Sessions that have memory, idle ones included."""
-    idle_sessions: int
-    """Sessions that wait for a request of their shape; their memory is given up when another shape needs it."""
-    budget_bytes: int
-    """Memory that sessions may have."""
-    used_bytes: int
-    """Memory that they have, as planned."""
-    peak_bytes: int
-    """The most that they had at a time, as planned."""
-    finished: int
-    """Requests that ended with a result."""
-    failed: int
-    """Requests that ended with an error, after they were admitted."""
-    cancelled: int
-    """Requests that were cancelled by their owners or by closing the pool."""
-    refused: int
-    """Requests that were not taken: the queue was full, the pool closing, or the request itself unfit."""
-    timed_out: int
-    """Requests that waited too long for their turn."""
-    closing: bool
-    """Whether it takes no requests any more because it is being closed."""
-    lost: str | None
-    """Why the device is not used any more, or None."""
-
-    @property
-    def ready(self) -> bool:
-        """Whether a request would be taken, if the queue has room."""
-        return not self.closing and self.lost is None
+_ON_A_GPU = 4
+"""Requests in turn on a GPU: they fill each other's gaps, and each is that many times slower."""
 
 
 class SessionPool:
@@ -84,7 +62,38 @@ class SessionPool:
         Raises:
             InputError: a number below its least.
         """
-        raise NotImplementedError
+        on_gpu = model.manifest.engine.backend in FLAVORS
+        concurrency = (_ON_A_GPU if on_gpu else _cores()) if concurrency is None else concurrency
+        budget = free_bytes(model.backend) // (1 if on_gpu else 2) if memory_budget is None else memory_budget
+        for name, number, least in (
+            ("concurrency", concurrency, 1),
+            ("memory_budget", budget, 0),
+            ("queue_limit", queue_limit, 0),
+            ("queue_timeout", queue_timeout or 0, 0),
+            ("max_batch", max_batch, 1),
+        ):
+            if number < least:
+                raise InputError(f"{name} is {number}: give {least} or more.")
+        if max_batch > 1:
+            require_equal_in_batches(model, max_batch)
+        self._model, self._queue_timeout = model, queue_timeout
+        self._process, self._closing, self._refused = os.getpid(), False, 0
+        self._leases = SessionLeases(model, budget)
+        self._work = RoundRobin(
+            model,
+            RequestQueue(queue_limit),
+            self._leases,
+            concurrency=concurrency,
+            lag=1 if on_gpu else 0,
+            images=max_batch,
+        )
+        self._threads = [
+            threading.Thread(target=self._work.work, name=f"taylorseer-pool-{number}", daemon=True)
+            for number in range(1 if on_gpu else concurrency)
+        ]
+        for thread in self._threads:
+            thread.start()
+        atexit.register(self._close_at_exit)
 
     @classmethod
     def open(
@@ -106,7 +115,15 @@ class SessionPool:
             BackendError: the engines cannot be loaded here.
             InputError: a number below its least.
         """
-        raise NotImplementedError
+        model = LoadedModel(bundle.manifest, open_backend(bundle, threads=threads, device=device))
+        return cls(
+            model,
+            concurrency=concurrency,
+            memory_budget=memory_budget,
+            queue_limit=queue_limit,
+            queue_timeout=queue_timeout,
+            max_batch=max_batch,
+        )
 
     def submit(self, request: Request, *, queue_timeout: float | None = None) -> Job:
         """Check a request, and start it or let it wait; returns at once.
@@ -123,15 +140,40 @@ class SessionPool:
             PoolClosedError: the pool is closing.
             DeviceError: the device was lost; no request will be served again.
         """
-        raise NotImplementedError
+        try:
+            self._require_open()
+            shape = request.shape
+            self._leases.require_possible(shape)
+            check_request(self._model.manifest, self._leases.plan(shape), request)
+            job = Job(request, self._work.cancel)
+            self._work.put(job, self._queue_timeout if queue_timeout is None else queue_timeout)
+        except TaylorSeerError:
+            with self._work.changed:
+                self._refused += 1
+            raise
+        return job
 
     def status(self) -> PoolStatus:
         """Return what the pool does at this moment."""
-        raise NotImplementedError
+        work, leases = self._work, self._leases
+        with work.changed:
+            return PoolStatus(
+                queued=len(work.queue),
+                running=len(work.jobs),
+                sessions=leases.count,
+                idle_sessions=leases.idle,
+                budget_bytes=leases.budget,
+                used_bytes=leases.used,
+                peak_bytes=leases.peak,
+                refused=self._refused,
+                closing=self._closing,
+                lost=work.lost,
+                **dataclasses.asdict(work.counts),
+            )
 
     def trim(self) -> None:
         """Free the memory of the idle sessions."""
-        raise NotImplementedError
+        self._work.trim()
 
     def close(self, *, drain: bool = True, timeout: float | None = None) -> None:
         """Take no more requests, end those that are here, free all memory.  A second call does no harm.
@@ -140,11 +182,37 @@ class SessionPool:
             drain: let all of them finish, the waiting ones included; otherwise cancel them.
             timeout: seconds after which those are cancelled that have not finished; None: any time.
         """
-        raise NotImplementedError
+        self._closing = True
+        if os.getpid() != self._process:
+            return  # its threads are not in this process, and what they use is not to be freed under them
+        if not drain:
+            self._work.cancel_all()
+        self._work.stop()
+        if not self._join(timeout):
+            self._work.cancel_all()
+            self._join(None)
+        self._work.trim()
+        atexit.unregister(self._close_at_exit)
 
     async def aclose(self, *, drain: bool = True, timeout: float | None = None) -> None:
         """Do as :meth:`close`, without blocking the event loop."""
-        raise NotImplementedError
+        await asyncio.to_thread(self.close, drain=drain, timeout=timeout)
+
+    def _require_open(self) -> None:
+        if self._closing:
+            raise PoolClosedError("The pool is closing or closed: send the request to another one.")
+        if os.getpid() != self._process:
+            raise PoolClosedError("The pool was opened before this process was forked: open one in this process.")
+
+    def _join(self, timeout: float | None) -> bool:
+        """Wait for the threads to end; return whether they have."""
+        end = None if timeout is None else time.monotonic() + timeout
+        for thread in self._threads:
+            thread.join(None if end is None else max(0.0, end - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def _close_at_exit(self) -> None:
+        self.close(drain=False)
 
     def __enter__(self) -> Self:
         """Return the pool itself."""
@@ -165,3 +233,8 @@ class SessionPool:
     ) -> None:
         """Close the pool as :meth:`__exit__` does, without blocking the event loop."""
         await self.aclose(drain=error is None)
+
+
+def _cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

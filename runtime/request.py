@@ -59,6 +59,17 @@ class Request:
             raise ShapeError(f"The latent is {found} without a batch: give float32 [images, ...] of the model's size.")
         return Shape(int(sizes[0]), self.cache.steps)
 
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of :meth:`~taylorseer.runtime.session.Session.begin`, by name."""
+        return {
+            "latent": self.latent,
+            "conditions": self.conditions,
+            "sampler": self.sampler,
+            "cache": self.cache,
+            "guidance": self.guidance,
+            "every_step_full": self.every_step_full,
+        }
+
 
 def check_request(manifest: Manifest, plan: MemoryPlan, request: Request) -> None:
     """Refuse what no session would serve, before it waits for one.
