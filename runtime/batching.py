@@ -6,11 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from taylorseer.config import CacheConfig
 from taylorseer.errors import BackendError
-from taylorseer.runtime.generation import random_conditions
-from taylorseer.runtime.latents import initial_noise
-from taylorseer.runtime.prompt_requests import sampler_of
+from taylorseer.runtime.generation import random_request
 from taylorseer.runtime.request import Request
 from taylorseer.runtime.samplers import Sampler
 from taylorseer.runtime.session import LoadedModel, Result
@@ -92,7 +89,7 @@ def require_equal_in_batches(model: LoadedModel, images: int) -> None:
         ShapeError: the bundle serves smaller batches.
         MemoryPlanError: such a batch does not fit.
     """
-    requests = [_random_request(model, seed) for seed in range(images)]
+    requests = [random_request(model.manifest, seed) for seed in range(images)]
     with model.session() as session:
         alone = [session.denoise(**request.arguments()).latent for request in requests]
     for count in range(2, images + 1):
@@ -102,15 +99,3 @@ def require_equal_in_batches(model: LoadedModel, images: int) -> None:
             raise BackendError(
                 f"This backend makes other images in a batch of {count} than one by one: leave max_batch at 1."
             )
-
-
-def _random_request(model: LoadedModel, seed: int) -> Request:
-    cache = CacheConfig.from_json(model.manifest.cache)
-    (latent,) = (spec for spec in model.manifest.graphs["full"].inputs if spec.role == "latent")
-    return Request(
-        latent=initial_noise((1, *(int(size) for size in latent.shape[1:])), seed),
-        conditions=random_conditions(model.manifest, seed),
-        sampler=sampler_of(model.manifest, cache.steps),
-        cache=cache,
-        guidance=model.manifest.pipeline.guidance,
-    )

@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 from taylorseer.bundle import Bundle
 from taylorseer.config import CacheConfig
 from taylorseer.manifest import Manifest
+from taylorseer.runtime.latents import initial_noise
 from taylorseer.runtime.open_backend import open_backend
-from taylorseer.runtime.prompt_requests import Conditions, PromptRequests, sampler_of
+from taylorseer.runtime.prompt_requests import Conditions, PromptRequests, latent_shape, sampler_of
+from taylorseer.runtime.request import Request
 from taylorseer.runtime.samplers import Sampler
 from taylorseer.runtime.session import LoadedModel, Result, Session
 
-__all__ = ["Generated", "Generator", "random_conditions", "sampler_for", "sampler_of"]
+__all__ = ["Generated", "Generator", "random_conditions", "random_request", "sampler_for", "sampler_of"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +118,19 @@ class Generator:
 def sampler_for(session: Session, steps: int) -> Sampler:
     """Return the noise scheduler of the session's model for ``steps`` denoising steps."""
     return sampler_of(session.manifest, steps)
+
+
+def random_request(manifest: Manifest, seed: int, *, cache: CacheConfig | None = None) -> Request:
+    """Return a request for one image of random noise and conditions; ``cache``: None: the bundle's default."""
+    cache = cache or CacheConfig.from_json(manifest.cache)
+    sampler = sampler_of(manifest, cache.steps)
+    return Request(
+        latent=initial_noise(latent_shape(manifest), seed) * np.float32(sampler.initial_noise_scale),
+        conditions=random_conditions(manifest, seed),
+        sampler=sampler,
+        cache=cache,
+        guidance=manifest.pipeline.guidance,
+    )
 
 
 def random_conditions(manifest: Manifest, seed: int) -> dict[str, NDArray[Any]]:

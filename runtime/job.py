@@ -11,7 +11,7 @@ from taylorseer.errors import RequestCancelledError
 from taylorseer.runtime.request import Request
 from taylorseer.runtime.session import Result
 
-__all__ = ["Job", "JobState", "Progress"]
+__all__ = ["Job", "JobState", "Progress", "requested"]
 
 JobState = Literal["queued", "running", "finished", "failed", "cancelled"]
 
@@ -145,8 +145,8 @@ class Job:
         self._state, self.alone = "queued", True
 
     def report(self, progress: Progress) -> None:
-        """Tell of a step that has happened; of one that was told of before, nothing."""
-        if progress.step == len(self._steps):
+        """Tell of a step that has happened, unless that was told before or the job has ended."""
+        if progress.step == len(self._steps) and not self._end.done():
             self._steps.append(progress)
             self._wake()
 
@@ -166,3 +166,9 @@ class Job:
     def _wake(self) -> None:
         for watcher in tuple(self._watchers):
             watcher()
+
+
+def requested(job: Job) -> Request:
+    """Return what a job that has not ended was asked for."""
+    assert job.request is not None
+    return job.request

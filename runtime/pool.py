@@ -165,10 +165,10 @@ class SessionPool:
                 budget_bytes=leases.budget,
                 used_bytes=leases.used,
                 peak_bytes=leases.peak,
+                ended=dataclasses.replace(work.counts),
                 refused=self._refused,
                 closing=self._closing,
                 lost=work.lost,
-                **dataclasses.asdict(work.counts),
             )
 
     def trim(self) -> None:
@@ -185,9 +185,9 @@ class SessionPool:
         self._closing = True
         if os.getpid() != self._process:
             return  # its threads are not in this process, and what they use is not to be freed under them
+        self._work.stop()
         if not drain:
             self._work.cancel_all()
-        self._work.stop()
         if not self._join(timeout):
             self._work.cancel_all()
             self._join(None)

@@ -2,7 +2,21 @@
 
 import dataclasses
 
-__all__ = ["PoolStatus"]
+__all__ = ["Counts", "PoolStatus"]
+
+
+@dataclasses.dataclass(kw_only=True)
+class Counts:
+    """How requests ended that were taken."""
+
+    finished: int = 0
+    """Those that ended with a result."""
+    failed: int = 0
+    """Those that ended with an error, after they were admitted."""
+    cancelled: int = 0
+    """Those that were cancelled by their owners or by closing the pool."""
+    timed_out: int = 0
+    """Those that waited too long for their turn."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,16 +37,10 @@ class PoolStatus:
     """Memory that they have, as planned."""
     peak_bytes: int
     """The most that they had at a time, as planned."""
-    finished: int
-    """Requests that ended with a result."""
-    failed: int
-    """Requests that ended with an error, after they were admitted."""
-    cancelled: int
-    """Requests that were cancelled by their owners or by closing the pool."""
+    ended: Counts
+    """How many requests ended in which way."""
     refused: int
     """Requests that were not taken: the queue was full, the pool closing, or the request itself unfit."""
-    timed_out: int
-    """Requests that waited too long for their turn."""
     closing: bool
     """Whether it takes no requests any more because it is being closed."""
     lost: str | None

@@ -16,7 +16,7 @@ from taylorseer.runtime.request import Request
 from taylorseer.runtime.samplers import Sampler, sampler_from_config
 from taylorseer.runtime.words import WORD_FILES, WordTable
 
-__all__ = ["Conditions", "PromptRequests", "sampler_of"]
+__all__ = ["Conditions", "PromptRequests", "latent_shape", "sampler_of"]
 
 Conditions = Mapping[str, NDArray[Any]]
 """The model's condition inputs by name, the model's batch first."""
@@ -63,7 +63,7 @@ class PromptRequests:
         if guidance is not None and pipeline.guidance_mode == "none":
             raise InputError(f"{self.manifest.model} knows no guidance: leave it out.")
         sampler = sampler_of(self.manifest, cache.steps)
-        noise = initial_noise(_latent_shape(self.manifest), seed)
+        noise = initial_noise(latent_shape(self.manifest), seed)
         if sampler.initial_noise_scale != 1.0:
             noise *= np.float32(sampler.initial_noise_scale)
         return Request(
@@ -140,7 +140,7 @@ def sampler_of(manifest: Manifest, steps: int) -> Sampler:
     return sampler_from_config(pipeline.scheduler, steps, tokens=tokens)
 
 
-def _latent_shape(manifest: Manifest) -> tuple[int, ...]:
+def latent_shape(manifest: Manifest) -> tuple[int, ...]:
     """Return the shape of the latent of one image."""
     (latent,) = (spec for spec in manifest.graphs["full"].inputs if spec.role == "latent")
     return (1, *(int(size) for size in latent.shape[1:]))

@@ -2,12 +2,14 @@
 
 import collections
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from taylorseer.errors import QueueFullError
-from taylorseer.runtime.job import Job
+from taylorseer.runtime.batching import can_share_a_batch
+from taylorseer.runtime.job import Job, requested
+from taylorseer.runtime.request import Shape
 
-__all__ = ["RequestQueue"]
+__all__ = ["RequestQueue", "next_batch", "shape_of"]
 
 
 class RequestQueue:
@@ -75,3 +77,20 @@ class RequestQueue:
     def seconds_left(self) -> float | None:
         """Return the seconds until somebody has waited too long; None: nobody will."""
         return max(0.0, min(self._deadlines.values()) - time.monotonic()) if self._deadlines else None
+
+
+def shape_of(jobs: Sequence[Job]) -> Shape:
+    """Return the shape of the session that serves jobs in one batch."""
+    shapes = [requested(job).shape for job in jobs]
+    return Shape(sum(shape.batch for shape in shapes), shapes[0].steps)
+
+
+def next_batch(queue: RequestQueue, images: int) -> list[Job]:
+    """Return the first that waits, and those behind it that can share its batch of at most ``images``."""
+    first, *others = queue
+    jobs = [first]
+    for job in () if images == 1 or first.alone else others:
+        fits = shape_of([*jobs, job]).batch <= images
+        if fits and not job.alone and can_share_a_batch(requested(first), requested(job)):
+            jobs.append(job)
+    return jobs

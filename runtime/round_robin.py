@@ -1,7 +1,6 @@
 """Requests in turn, one denoising step each: begun when there is memory, advanced, ended; by one thread or several."""
 
 import collections
-import dataclasses
 import functools
 import threading
 from collections.abc import Callable, Sequence
@@ -14,40 +13,16 @@ from taylorseer.errors import (
     RequestCancelledError,
     TaylorSeerError,
 )
-from taylorseer.runtime.batching import can_share_a_batch, merged, parted
-from taylorseer.runtime.denoising import Denoising
+from taylorseer.runtime.batching import merged
 from taylorseer.runtime.free_memory import is_lost
-from taylorseer.runtime.job import Job, Progress
+from taylorseer.runtime.job import Job, requested
 from taylorseer.runtime.leases import Lease, SessionLeases, close_all
-from taylorseer.runtime.request import Request, Shape
-from taylorseer.runtime.request_queue import RequestQueue
+from taylorseer.runtime.pool_status import Counts
+from taylorseer.runtime.request_queue import RequestQueue, next_batch, shape_of
+from taylorseer.runtime.run import Run
 from taylorseer.runtime.session import LoadedModel, Session
 
-__all__ = ["Counts", "RoundRobin"]
-
-
-@dataclasses.dataclass
-class Counts:
-    """How requests ended."""
-
-    finished: int = 0
-    failed: int = 0
-    cancelled: int = 0
-    timed_out: int = 0
-
-
-@dataclasses.dataclass(eq=False)
-class _Run:
-    """A loop in progress, for one request or for several in one batch."""
-
-    jobs: list[Job]
-    lease: Lease
-    images: list[int]
-    """Of each job."""
-    loop: Denoising
-    on_device: bool
-    reported: int = 0
-    """Steps that the jobs know of."""
+__all__ = ["RoundRobin"]
 
 
 class RoundRobin:
@@ -75,7 +50,7 @@ class RoundRobin:
         self._stopping = False
         self._model, self._concurrency, self._lag, self._images = model, concurrency, lag, images
         self._starting: collections.deque[tuple[list[Job], Lease]] = collections.deque()
-        self._ring: collections.deque[_Run] = collections.deque()
+        self._ring: collections.deque[Run] = collections.deque()
         """Loops whose next step nobody is at."""
         self._loops = 0
         """In progress, those that are being started included."""
@@ -87,11 +62,14 @@ class RoundRobin:
 
         Raises:
             QueueFullError: it would have to wait, and no more may.
+            PoolClosedError: the threads are to end.
             DeviceError: the device was lost.
         """
         with self.changed:
             if self.lost is not None:
                 raise _lost(self.lost)
+            if self._stopping:
+                raise PoolClosedError("The pool is closing or closed: send the request to another one.")
             if len(self.queue) or not self._begin([job]):
                 self.queue.require_room()
                 self.queue.put(job, seconds)
@@ -139,28 +117,18 @@ class RoundRobin:
         if expired:
             return functools.partial(self._expire, expired)
         if len(self.queue):
-            self._begin(self._next_batch())
+            self._begin(next_batch(self.queue, self._images))
         if self._starting:
             return functools.partial(self._start, *self._starting.popleft())
         if self._ring:
             return functools.partial(self._advance, self._ring.popleft())
         return None
 
-    def _next_batch(self) -> list[Job]:
-        """Return the first that waits, and those behind it that can share its batch."""
-        first, *others = self.queue
-        jobs = [first]
-        for job in () if self._images == 1 or first.alone else others:
-            fits = _shape([*jobs, job]).batch <= self._images
-            if fits and not job.alone and can_share_a_batch(_request(first), _request(job)):
-                jobs.append(job)
-        return jobs
-
     def _begin(self, jobs: list[Job]) -> bool:
         """Take jobs from the queue into a loop, or the first few of them; return False while not even one fits."""
         if self._loops == self._concurrency:
             return False
-        while (lease := self.leases.lease(_shape(jobs))) is None:
+        while (lease := self.leases.lease(shape_of(jobs))) is None:
             jobs = jobs[:-1]
             if not jobs:
                 return False
@@ -182,13 +150,11 @@ class RoundRobin:
 
     def _start(self, jobs: list[Job], lease: Lease) -> None:
         try:
-            requests = [_request(job) for job in jobs]
-            request = merged(requests, self._model.manifest.rows_per_image)
-            loop = self._open(lease).begin(**request.arguments())
+            request = merged([requested(job) for job in jobs], self._model.manifest.rows_per_image)
+            run = Run(jobs, lease, self._open(lease).begin(**request.arguments()), request.on_device)
         except BaseException as error:
             self._fail(jobs, lease, error)
             return
-        run = _Run(jobs, lease, [one.shape.batch for one in requests], loop, request.on_device)
         with self.changed:
             self._ring.append(run)
             self.changed.notify()
@@ -209,14 +175,13 @@ class RoundRobin:
         close_all(idle)
         return count
 
-    def _advance(self, run: _Run) -> None:
+    def _advance(self, run: Run) -> None:
         """Give a loop its turn."""
         try:
             self._drop_cancelled(run)
             if all(job.state == "cancelled" for job in run.jobs):
                 return
-            if run.loop.advance():
-                self._report(run, run.loop.begun - self._lag)
+            if run.advance(self._lag):
                 with self.changed:
                     self._ring.append(run)
             else:
@@ -225,7 +190,7 @@ class RoundRobin:
             run.loop.close()
             self._fail(run.jobs, run.lease, error)
 
-    def _drop_cancelled(self, run: _Run) -> None:
+    def _drop_cancelled(self, run: Run) -> None:
         """End those whose owners want it, and the loop if it is for nobody any more."""
         dropped = [job for job in run.jobs if job.cancel_asked and job.state == "running"]
         if not dropped:
@@ -235,22 +200,13 @@ class RoundRobin:
         for job in dropped:
             job.fail(RequestCancelledError(f"The request was cancelled after {run.loop.begun} of its steps."))
 
-    def _report(self, run: _Run, happened: int) -> None:
-        for step in range(run.reported, happened):
-            run.loop.wait(step)
-            for job in run.jobs:
-                job.report(Progress(step, run.loop.steps, run.loop.is_full(step)))
-        run.reported = max(run.reported, happened)
-
-    def _finish(self, run: _Run) -> None:
-        self._report(run, run.loop.steps)
-        results = parted(run.loop.result(on_device=run.on_device), run.images)
-        ended = [(job, result) for job, result in zip(run.jobs, results, strict=True) if job.state == "running"]
-        self._settle([job for job, _ in ended], "finished", run)
-        for job, result in ended:
+    def _finish(self, run: Run) -> None:
+        results = run.results()
+        self._settle([job for job, _ in results], "finished", run)
+        for job, result in results:
             job.finish(result)
 
-    def _settle(self, jobs: Sequence[Job], how: str, run: _Run | None) -> None:
+    def _settle(self, jobs: Sequence[Job], how: str, run: Run | None) -> None:
         """Count how jobs end; let go of the loop if that was all of it.  Afterwards their owners may be told."""
         if run is not None:
             run.loop.close()
@@ -313,13 +269,3 @@ def _without_frames(error: BaseException) -> BaseException:
 
 def _lost(reason: str) -> DeviceError:
     return DeviceError(f"The GPU was lost, and no request is served here any more: {reason}")
-
-
-def _request(job: Job) -> Request:
-    assert job.request is not None  # which it is until the job ends
-    return job.request
-
-
-def _shape(jobs: Sequence[Job]) -> Shape:
-    first = _request(jobs[0]).shape
-    return Shape(sum(_request(job).shape.batch for job in jobs), first.steps)
