@@ -82,9 +82,11 @@ class SessionLeases:
         size, plan = self.size(shape), self.plan(shape)
         if size > self.budget:
             left = max(0, self.budget - (size - plan.total_bytes))
+            smaller = "ask for fewer images at a time" if shape.batch > 1 else "see what else would fit"
             raise MemoryPlanError(
                 f"The request's session needs {size / 1e9:.3f} GB and the memory budget of all sessions is "
-                f"{self.budget / 1e9:.3f} GB, so waiting would not help. {what_fits(self._model.manifest, plan, left)}"
+                f"{self.budget / 1e9:.3f} GB, so waiting would not help: {smaller}, or give the pool a larger budget. "
+                f"{what_fits(self._model.manifest, plan, left) if shape.batch == 1 else ''}".rstrip()
             )
 
     @property
