@@ -81,12 +81,12 @@ class SessionLeases:
         """
         size, plan = self.size(shape), self.plan(shape)
         if size > self.budget:
-            left = max(0, self.budget - (size - plan.total_bytes))
-            smaller = "ask for fewer images at a time" if shape.batch > 1 else "see what else would fit"
+            advice = "Ask for fewer images at a time."
+            if shape.batch == 1:
+                advice = what_fits(self._model.manifest, plan, max(0, self.budget - (size - plan.total_bytes)))
             raise MemoryPlanError(
-                f"The request's session needs {size / 1e9:.3f} GB and the memory budget of all sessions is "
-                f"{self.budget / 1e9:.3f} GB, so waiting would not help: {smaller}, or give the pool a larger budget. "
-                f"{what_fits(self._model.manifest, plan, left) if shape.batch == 1 else ''}".rstrip()
+                f"The request's session needs {size / 1e6:.2f} MB and the memory budget of all sessions is "
+                f"{self.budget / 1e6:.2f} MB, so waiting would not help: give the pool a larger budget. {advice}"
             )
 
     @property
