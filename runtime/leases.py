@@ -6,7 +6,7 @@ import dataclasses
 import functools
 
 from taylorseer.errors import InputError, MemoryPlanError, ShapeError, TaylorSeerError
-from taylorseer.runtime.footprint import later_footprint
+from taylorseer.runtime.footprint import HOST_BESIDE_BYTES, later_footprint
 from taylorseer.runtime.memory import MemoryPlan, plan_memory
 from taylorseer.runtime.request import Shape
 from taylorseer.runtime.session import LoadedModel, Session
@@ -70,7 +70,7 @@ class SessionLeases:
     def size(self, shape: Shape) -> int:
         """Return the bytes that a session of a shape occupies."""
         total = self.plan(shape).total_bytes
-        return later_footprint(total) if self._model.manifest.engine.backend in FLAVORS else total
+        return later_footprint(total) if self._model.manifest.engine.backend in FLAVORS else total + HOST_BESIDE_BYTES
 
     def require_possible(self, shape: Shape) -> None:
         """Refuse what would not fit if nothing else were there.

@@ -1,6 +1,7 @@
 """A session's memory for ONNX Runtime: tensors that stay where they are and are bound by address."""
 
 import copy
+import mmap
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taylorseer.runtime.backend import Buffer, Clock, Probe, StepInputs, StepTable
-from taylorseer.runtime.memory import ALIGNMENT, MemoryPlan, PlannedTensor
+from taylorseer.runtime.memory import MemoryPlan, PlannedTensor
 
 __all__ = ["ArrayBuffer", "DeviceBuffer", "OnnxRuntimeBuffer", "OnnxRuntimeMemory", "WallClock", "host_memory"]
 
@@ -118,9 +119,18 @@ OnnxRuntimeBuffer = ArrayBuffer | DeviceBuffer
 class OnnxRuntimeMemory:
     """The buffers of a session: one block on the CPU, a tensor each on another device."""
 
-    def __init__(self, plan: MemoryPlan, allocate: Callable[[PlannedTensor], OnnxRuntimeBuffer]) -> None:
+    def __init__(
+        self,
+        plan: MemoryPlan,
+        allocate: Callable[[PlannedTensor], OnnxRuntimeBuffer],
+        table: NDArray[np.uint8] | None = None,
+    ) -> None:
+        """Allocate the buffers; ``table``: host memory for the step table, uint8 [steps * bytes of a row]."""
         self._plan = plan
         self._buffers = {name: allocate(tensor) for name, tensor in plan.tensors.items()}
+        rows = np.zeros(plan.steps * plan.row_bytes, np.uint8) if table is None else table
+        self.table = _columns(plan, rows)
+        """What each step input is at every step, [steps, ...]; on the host."""
 
     def __getitem__(self, name: str) -> OnnxRuntimeBuffer:
         """Return a buffer."""
@@ -144,6 +154,7 @@ class OnnxRuntimeMemory:
     def close(self) -> None:
         """Let the buffers go."""
         self._buffers.clear()
+        self.table.clear()
 
 
 class _WrittenInputs:
@@ -153,9 +164,6 @@ class _WrittenInputs:
         self._memory = memory  # and no buffer, which would outlive the memory's close
         self._tensors = {name: tensor for name, tensor in plan.tensors.items() if tensor.use == "step"}
         self._forecast = {n for n, tensor in self._tensors.items() if tensor.offset < plan.forecast_row_bytes}
-        self._table: dict[str, NDArray[Any]] = {}
-        for name, tensor in self._tensors.items():
-            self._table[name] = np.zeros((plan.steps, *tensor.shape), tensor.numpy_dtype)
         self._ahead = {
             name: np.zeros(tensor.shape, tensor.numpy_dtype)
             for name, tensor in plan.tensors.items()
@@ -165,21 +173,21 @@ class _WrittenInputs:
     def load(self, table: StepTable) -> None:
         """Keep the values of all steps."""
         for name, values in table.items():
-            self._table[name][: len(values)] = values
+            self._memory.table[name][: len(values)] = values
 
     def store(self, name: str, step: int, values: Buffer) -> None:
         """Keep the values of several steps."""
         steps = values.read().reshape(-1, *self._tensors[name].shape)
-        self._table[name][step : step + len(steps)] = steps
+        self._memory.table[name][step : step + len(steps)] = steps
 
     def select(self, step: int, *, full: bool) -> None:
         """Write the values of ``step``."""
         for name in self._tensors if full else self._forecast:
-            self._memory[name].write(self._table[name][step])
+            self._memory[name].write(self._memory.table[name][step])
 
     def look_ahead(self, target: str, source: str, steps: Sequence[int]) -> None:
         """Gather the rows here, for a device takes a whole tensor."""
-        rows, table = self._ahead[target], self._table[source]
+        rows, table = self._ahead[target], self._memory.table[source]
         for row, step in enumerate(steps):
             rows[row] = table[step]
         self._memory[target].write(rows)
@@ -225,15 +233,32 @@ class WallClock:
 
 def host_memory(plan: MemoryPlan) -> OnnxRuntimeMemory:
     """Return zeroed host memory, one block; MemoryError when the machine has too little."""
-    block = _aligned_block(plan.total_bytes)
-    return OnnxRuntimeMemory(plan, lambda tensor: ArrayBuffer(_view(block, tensor)))
+    block = _block(plan.total_bytes)
+    table = block[plan.table_offset : plan.table_offset + plan.steps * plan.row_bytes]
+    return OnnxRuntimeMemory(plan, lambda tensor: ArrayBuffer(_view(block, tensor)), table)
 
 
-def _aligned_block(size: int) -> NDArray[np.uint8]:
-    """Return zeroed host memory that begins at a multiple of the plan's alignment."""
-    block = np.zeros(size + ALIGNMENT, np.uint8)
-    start = -block.ctypes.data % ALIGNMENT
-    return block[start : start + size]
+def _block(size: int) -> NDArray[np.uint8]:
+    """Return zeroed host memory that begins at a multiple of the plan's alignment.
+
+    It is mapped for itself: what a session held goes back to the system with it, where malloc might keep it.
+    """
+    try:
+        return np.frombuffer(mmap.mmap(-1, max(size, 1)), np.uint8)
+    except (OSError, ValueError, OverflowError) as error:
+        raise MemoryError(str(error)) from error
+
+
+def _columns(plan: MemoryPlan, table: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+    """Return the column [steps, ...] of each step input in a table of whole rows."""
+    rows = table.reshape(plan.steps, plan.row_bytes)
+    columns: dict[str, NDArray[Any]] = {}
+    for name, tensor in plan.tensors.items():
+        if tensor.use == "step":
+            start = tensor.offset - plan.row_offset
+            column = rows[:, start : start + tensor.nbytes].view(tensor.numpy_dtype)
+            columns[name] = column.reshape(plan.steps, *tensor.shape)
+    return columns
 
 
 def _view(block: NDArray[np.uint8], tensor: PlannedTensor) -> NDArray[Any]:

@@ -17,6 +17,7 @@ from typing import Self
 from taylorseer.bundle import Bundle
 from taylorseer.errors import InputError, PoolClosedError, TaylorSeerError
 from taylorseer.runtime.batching import require_equal_in_batches
+from taylorseer.runtime.footprint import BESIDE_BYTES, LATER_BESIDE_BYTES
 from taylorseer.runtime.free_memory import free_bytes
 from taylorseer.runtime.job import Job
 from taylorseer.runtime.leases import SessionLeases
@@ -64,7 +65,7 @@ class SessionPool:
         """
         on_gpu = model.manifest.engine.backend in FLAVORS
         concurrency = (_ON_A_GPU if on_gpu else _cores()) if concurrency is None else concurrency
-        budget = free_bytes(model.backend) // (1 if on_gpu else 2) if memory_budget is None else memory_budget
+        budget = _free_for_sessions(model, on_gpu=on_gpu) if memory_budget is None else memory_budget
         for name, number, least in (
             ("concurrency", concurrency, 1),
             ("memory_budget", budget, 0),
@@ -238,3 +239,9 @@ class SessionPool:
 def _cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _free_for_sessions(model: LoadedModel, *, on_gpu: bool) -> int:
+    """Return what sessions may have: on a GPU all but what its first one brings besides, elsewhere half."""
+    free = free_bytes(model.backend)
+    return max(0, free - BESIDE_BYTES + LATER_BESIDE_BYTES) if on_gpu else free // 2

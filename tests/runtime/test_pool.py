@@ -30,6 +30,7 @@ from taylorseer.errors import (
 )
 from taylorseer.runtime import onnxruntime_memory
 from taylorseer.runtime.batching import merged
+from taylorseer.runtime.footprint import HOST_BESIDE_BYTES
 from taylorseer.runtime.job import Job
 from taylorseer.runtime.pool import SessionPool
 from taylorseer.runtime.session import LoadedModel, Session
@@ -146,7 +147,7 @@ def session_bytes(model: LoadedModel, *shapes: tuple[int, int]) -> int:
     total = 0
     for batch, steps in shapes:
         with model.session(batch, steps=steps) as session:
-            total += session.memory_plan.total_bytes
+            total += session.memory_plan.total_bytes + HOST_BESIDE_BYTES
     return total
 
 
@@ -343,7 +344,7 @@ def test_memory_that_cannot_be_had_fails_the_request_and_the_next_one_works(
 
     with SessionPool(model, concurrency=1) as pool:
         with monkeypatch.context() as patch:
-            patch.setattr("taylorseer.runtime.onnxruntime_memory._aligned_block", refuse)
+            patch.setattr("taylorseer.runtime.onnxruntime_memory._block", refuse)
             with pytest.raises(MemoryPlanError, match="could not be reserved on the CPU"):
                 pool.submit(request_of(model)).result()
         assert pool.status().sessions == pool.status().used_bytes == 0
@@ -351,7 +352,7 @@ def test_memory_that_cannot_be_had_fails_the_request_and_the_next_one_works(
 
 
 def test_what_is_idle_makes_up_for_memory_that_others_took(model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    allocate, failures = onnxruntime_memory._aligned_block, [MemoryError("taken")]
+    allocate, failures = onnxruntime_memory._block, [MemoryError("taken")]
 
     def once(size: int) -> Any:
         if failures:
@@ -360,7 +361,7 @@ def test_what_is_idle_makes_up_for_memory_that_others_took(model: LoadedModel, m
 
     with SessionPool(model, concurrency=1) as pool:
         pool.submit(request_of(model, steps=9)).result()
-        monkeypatch.setattr(onnxruntime_memory, "_aligned_block", once)
+        monkeypatch.setattr(onnxruntime_memory, "_block", once)
         pool.submit(request_of(model, steps=10)).result()
         assert not failures and pool.status().sessions == 1, "the idle one was closed"
 
