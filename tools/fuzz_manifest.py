@@ -63,7 +63,7 @@ def main() -> int:
     options = parser.parse_args()
     seeds = [(bundle / "manifest.json").read_bytes() for bundle in options.bundles]
     try:
-        import atheris
+        import atheris  # type: ignore[import-untyped, unused-ignore]
     except ImportError:
         print("atheris is not installed: the mutations are random, and coverage does not lead them")
         return _random(seeds, options.minutes, options.seed)

@@ -56,7 +56,7 @@ class Builder:
             return self._traced
 
         workflow.traced_model = once
-        tensorrt_builder.build_plan_apart = _stand_in  # type: ignore[assignment]
+        vars(tensorrt_builder)["build_plan_apart"] = _stand_in
         with tempfile.TemporaryDirectory() as folder:
             # A model that was traced is changed by the split: trace here, and split in the forks alone.
             split, workflow._split = workflow._split, _stop

@@ -188,7 +188,9 @@ def _external(location: str, where: str = "initializer") -> Attack:
         (folder / "graphs/unlisted.data").write_bytes(b"\0" * 4096)
         path = folder / "graphs/full.onnx"
         model = onnx.load(path, load_external_data=False)
-        tensor = onnx.TensorProto(name="stolen", data_type=onnx.TensorProto.FLOAT, dims=[16], data_location=1)
+        tensor = onnx.TensorProto(
+            name="stolen", data_type=onnx.TensorProto.FLOAT, dims=[16], data_location=onnx.TensorProto.EXTERNAL
+        )
         tensor.external_data.add(key="location", value=location)
         _PLACES[where](onnx, model, tensor)
         path.unlink()

@@ -11,7 +11,9 @@ from taylorseer.external_data import external_locations
 
 
 def tensor(location: str, **more: str) -> onnx.TensorProto:
-    made = onnx.TensorProto(name="w", data_type=onnx.TensorProto.FLOAT, dims=[4], data_location=1)
+    made = onnx.TensorProto(
+        name="w", data_type=onnx.TensorProto.FLOAT, dims=[4], data_location=onnx.TensorProto.EXTERNAL
+    )
     for key, value in ({"location": location} | more).items():
         made.external_data.add(key=key, value=value)
     return made
