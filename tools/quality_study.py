@@ -1,6 +1,6 @@
 """What forecasting costs in quality, of three systems: measures, and writes docs/quality.md with its pictures.
 
-    python -m tools.quality_study                # everything, some 80 minutes on two cores
+    python -m tools.quality_study                # everything: about an hour on two cores, by its number of full steps
     python -m tools.quality_study --quick        # a small form of it in minutes; its page is OUTPUT/quality.md
     python -m tools.quality_study --only speed --again   # one section again, such as the times on a quiet machine
     python -m tools.quality_study --only page    # the page again, of the results that are there
