@@ -19,7 +19,6 @@ from taylorseer.engines.profiles import ShapeRange, batch_profile
 from taylorseer.engines.store import EngineStore
 from taylorseer.errors import BackendError, DependencyError, DeviceError
 from taylorseer.manifest import EngineSpec, Manifest, PlanSpec
-from taylorseer.plan_trust import record_plan
 from taylorseer.tensorrt_library import Messages, TensorRT, without_collector
 
 __all__ = ["build_plan", "build_tensorrt", "target_capabilities"]
@@ -131,7 +130,6 @@ def _stored_plan(
     stored = store.get_or_build(recipe, lambda: build_plan_apart(library, file, profile, options, capability))
     name = f"plans/{kind}-{capability}.plan"
     stored.export(folder / name)
-    record_plan(stored.sha256)
     return PlanSpec(kind=kind, file=name, compute_capability=capability, fingerprint=stored.fingerprint)
 
 

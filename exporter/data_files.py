@@ -96,7 +96,7 @@ def load_graph(bundle: Bundle, kind: str) -> ir.Model:
         BundleError: the graph keeps a weight in a file that was not checked with the bundle.
     """
     file = bundle.manifest.graphs[kind].file
-    model = ir.load(bundle.graph_path(kind))
+    model = ir.load(bundle.path(file))
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if isinstance(tensor, ir.ExternalTensor):

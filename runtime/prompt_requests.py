@@ -8,13 +8,13 @@ from numpy.typing import NDArray
 
 from taylorseer.bundle import Bundle
 from taylorseer.config import CacheConfig
-from taylorseer.errors import BundleError, InputError, PromptError
+from taylorseer.errors import InputError, PromptError
 from taylorseer.manifest import Manifest
 from taylorseer.runtime.classes import CLASSES_FILE, Classes
 from taylorseer.runtime.latents import initial_noise, to_pixels, unpack
 from taylorseer.runtime.request import Request
 from taylorseer.runtime.samplers import Sampler, sampler_from_config
-from taylorseer.runtime.words import WORD_FILES, WordTable
+from taylorseer.runtime.words import WordTable
 
 __all__ = ["Conditions", "PromptRequests", "latent_shape", "sampler_of"]
 
@@ -32,7 +32,7 @@ class PromptRequests:
             BundleError: they are missing or malformed.
         """
         self.manifest = bundle.manifest
-        self._words = _words_of(bundle) if self.manifest.pipeline.text == "words" else None
+        self._words = WordTable.load(bundle.path("words")) if self.manifest.pipeline.text == "words" else None
         self._classes = _classes_of(bundle) if set(self.manifest.conditions) == {"class_labels"} else None
 
     def request(
@@ -116,19 +116,10 @@ class PromptRequests:
         return to_pixels(latent)
 
 
-def _words_of(bundle: Bundle) -> WordTable:
-    paths = [bundle.checked_path(f"words/{name}") for name in WORD_FILES]
-    return WordTable.load(paths[0].parent)
-
-
 def _classes_of(bundle: Bundle) -> Classes:
-    manifest, count = bundle.manifest, bundle.manifest.config.get("num_embeds_ada_norm")
-    if type(count) is not int or count < 1:
-        raise BundleError(
-            f"The config of {manifest.model} has no number of classes, but {count!r:.40}: build it again."
-        )
+    manifest, count = bundle.manifest, int(bundle.manifest.config["num_embeds_ada_norm"])
     if CLASSES_FILE in manifest.files:
-        return Classes.load(bundle.checked_path(CLASSES_FILE), model=manifest.model, count=count)
+        return Classes.load(bundle.path(CLASSES_FILE), model=manifest.model, count=count)
     return Classes(model=manifest.model, count=count)
 
 

@@ -26,9 +26,6 @@ from taylorseer.runtime.sampler_options import (
 
 __all__ = ["Sampler", "ddim", "flow_match_euler", "sampler_from_config"]
 
-_MOST_SHIFT = 80
-"""exp of it is a number of float32; published models stay below 4."""
-
 Floats = NDArray[np.float32]
 
 
@@ -138,7 +135,6 @@ def _shifted(sigmas: Floats, config: FlowMatchEulerConfig, tokens: int | None) -
             "Pass the number of tokens of one latent: (height / patch) * (width / patch)."
         )
     mu = _dynamic_shift(config, tokens)
-    require(abs(mu) < _MOST_SHIFT, "dynamic shift", mu, f"between -{_MOST_SHIFT} and {_MOST_SHIFT}")
     factor = math.exp(mu) if config.time_shift_type == "exponential" else mu
     require(factor > 0, "linear dynamic shift", factor, "above 0")
     return np.float32(factor) / (np.float32(factor) + (np.float32(1) / sigmas - 1))

@@ -1,13 +1,11 @@
 """The denoising loop: at each step the full or the forecast engine runs, on state that outlives the calls."""
 
-import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from taylorseer.config import CacheConfig
-from taylorseer.errors import BackendError
 from taylorseer.manifest import Manifest
 from taylorseer.runtime.admission import check_settings, checked_array, checked_conditions, require_finite, total
 from taylorseer.runtime.backend import Backend, Call, Engine
@@ -27,19 +25,6 @@ class LoadedModel:
         self.manifest = manifest
         self.backend = backend
         self.engines: Mapping[str, Engine] = {kind: backend.load(kind) for kind in manifest.graphs}
-        self._process = os.getpid()
-
-    def require_own_process(self) -> None:
-        """Refuse to run where the threads and the device of the engines are not: in a fork, a call would never return.
-
-        Raises:
-            BackendError: another process loaded the engines.
-        """
-        if os.getpid() != self._process:
-            raise BackendError(
-                f"These engines were loaded by process {self._process}, and {os.getpid()} is a fork of it without "
-                "their threads: load the bundle after the fork, or start processes by 'spawn'."
-            )
 
     def session(self, batch: int = 1, *, steps: int | None = None) -> "Session":
         """Return a session for ``batch`` images at a time; its memory is allocated here and lives as long as it.
@@ -53,12 +38,7 @@ class LoadedModel:
             InputError: fewer than one step.
             MemoryPlanError: the session does not fit the device.
         """
-        return Session(self, batch, _default_steps(self.manifest) if steps is None else steps)
-
-
-def _default_steps(manifest: Manifest) -> int:
-    """Return the denoising steps of the bundle's default schedule."""
-    return CacheConfig.from_json(manifest.cache).steps
+        return Session(self, batch, int(self.manifest.cache["steps"]) if steps is None else steps)
 
 
 class Session(Workspace):
@@ -111,7 +91,6 @@ class Session(Workspace):
             NonFiniteError: NaN or infinity in an input or in a prediction of a full step.
             ScheduleError: a cache configuration that the bundle cannot serve.
             InputError: the session is already running a request, or was closed.
-            BackendError: this process is a fork of the one that loaded the engines.
         """
         loop = self.begin(
             latent, conditions, sampler=sampler, cache=cache, guidance=guidance, every_step_full=every_step_full

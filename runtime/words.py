@@ -19,10 +19,7 @@ from numpy.typing import NDArray
 
 from taylorseer.errors import BundleError, DependencyError, PromptError, ShapeError
 
-__all__ = ["PAD", "WORD_FILES", "WordTable", "close_words"]
-
-WORD_FILES = ("vocabulary.json", "embeddings.safetensors")
-"""What a word table's folder holds."""
+__all__ = ["PAD", "WordTable", "close_words"]
 
 PAD = "<pad>"
 """Row 0 of the table: what fills the text after the last word."""
@@ -60,8 +57,8 @@ class WordTable:
         Raises BundleError for files that are missing, unreadable or inconsistent, and DependencyError without
         safetensors.
         """
-        vocabulary = _read_vocabulary(folder / WORD_FILES[0])
-        tables = _read_tables(folder / WORD_FILES[1])
+        vocabulary = _read_vocabulary(folder / "vocabulary.json")
+        tables = _read_tables(folder / "embeddings.safetensors")
         return cls(vocabulary, tables["tokens"], tables["pooled"])
 
     def encode(self, prompts: Sequence[str], text_length: int) -> tuple[Floats, Floats]:
@@ -159,7 +156,7 @@ def _check_vocabulary(words: tuple[str, ...]) -> None:
 def _read_vocabulary(path: Path) -> tuple[str, ...]:
     try:
         words = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise _unreadable(path, error) from error
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         raise BundleError(f"word table: {path} must hold a JSON list of words. {_AGAIN}")

@@ -43,9 +43,7 @@ class Workspace:
             ShapeError: the bundle was built for smaller batches.
             InputError: fewer than one step.
             MemoryPlanError: it does not fit the device.
-            BackendError: this process is a fork of the one that loaded the engines.
         """
-        model.require_own_process()
         self.manifest, rows = model.manifest, batch * rows_per_image
         largest = self.manifest.sizes["max_batch"]
         if not 1 <= rows <= largest:
@@ -134,9 +132,7 @@ class Workspace:
 
         Raises:
             InputError: something runs on this memory already, or it was freed.
-            BackendError: this process is a fork of the one that loaded the engines.
         """
-        self.model.require_own_process()
         if not self._busy.acquire(blocking=False):
             raise InputError("This session is running a request already: use one session per concurrent request.")
         try:

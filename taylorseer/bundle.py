@@ -11,24 +11,20 @@ import glob
 import json
 import os
 import pathlib
-import posixpath
 import shutil
 from collections.abc import Iterator
 
-from taylorseer.bundle_files import check_names, find_regular, read_regular
 from taylorseer.digest import file_digest
 from taylorseer.errors import BundleError, OutputError
-from taylorseer.external_data import external_locations
 from taylorseer.manifest import FileSpec, Manifest
 from taylorseer.manifest_json import manifest_from_json, manifest_to_json
-from taylorseer.signature import SIGNATURE_NAME, require_signature
 
 __all__ = ["MANIFEST_NAME", "Bundle", "BundleDraft", "check_target", "draft_bundle", "open_bundle", "require_space"]
 
 MANIFEST_NAME = "manifest.json"
 
-_MANIFEST_LIMIT = 16 * 2**20
-"""Bytes.  No honest manifest comes near this; a larger file is not read into memory."""
+_MANIFEST_LIMIT = 64 * 2**20
+"""No honest manifest comes near this; a larger file is not read into memory."""
 
 _FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -39,74 +35,26 @@ class Bundle:
 
     folder: pathlib.Path
     manifest: Manifest
-    digests_checked: bool = dataclasses.field(default=True, compare=False)
-    """Whether that holds for digests as well; otherwise a file's is checked when the file is asked for."""
-    plans_trusted: bool = dataclasses.field(default=False, compare=False)
-    """Whether TensorRT plans may be loaded that were not built here: a given key signed the bundle, or the user said
-    so."""
 
     def path(self, name: str) -> pathlib.Path:
-        """Return where the bundle's file ``name`` is; whoever parses it asks :meth:`checked_path`."""
+        """Return the path of the bundle's file ``name``."""
         return self.folder / name
 
-    def checked_path(self, name: str) -> pathlib.Path:
-        """Return the path of a file whose content is the one that the manifest names.
 
-        Raises:
-            BundleError: the manifest does not name it, or it was altered.
-        """
-        if name not in self.manifest.files:
-            raise BundleError(f"{name!r} is none of the bundle's files in {str(self.folder)!r}: build it again.")
-        if not self.digests_checked:
-            _check_file(self.folder, name, self.manifest.files[name], check_digests=True)
-        return self.folder / name
-
-    def graph_path(self, kind: str) -> pathlib.Path:
-        """Return the path of a graph that reads its weights from the bundle's files and from no other.
-
-        Raises:
-            BundleError: it was altered, is no ONNX graph, or names another file.
-        """
-        name = self.manifest.graphs[kind].file
-        path = self.checked_path(name)
-        for location in sorted(external_locations(path)):
-            if posixpath.join(posixpath.dirname(name), location) not in self.manifest.files:
-                raise BundleError(
-                    f"{name!r} keeps weights in {location!r:.200}, which is none of the bundle's files: do not use "
-                    "this bundle."
-                )
-        return path
-
-
-def open_bundle(
-    folder: str | os.PathLike[str],
-    *,
-    check_digests: bool = True,
-    public_key: str | os.PathLike[str] | None = None,
-    trust_plans: bool = False,
-) -> Bundle:
+def open_bundle(folder: str | os.PathLike[str], *, check_digests: bool = True) -> Bundle:
     """Open the bundle in ``folder``.
 
     Args:
         folder: the bundle.
-        check_digests: hash every file.  Without it only existence and size are checked, and the digest of a file when
-            it is asked for; nothing that loads an engine may ask for that.
-        public_key: a PEM file with the Ed25519 key that has to have signed the bundle; None: no signature is looked
-            for.
-        trust_plans: load TensorRT plans that were built elsewhere and that no key vouches for.
+        check_digests: hash every file.  Without it only existence and size are checked; nothing that loads an
+            engine may ask for that.
 
     Raises:
         BundleError: there is no bundle, a file is missing, truncated or altered, or the manifest is malformed.
         VersionError: the manifest is of a newer format.
-        SignatureError: the bundle is not signed by ``public_key``, or that cannot be read.
-        DependencyError: a key was given, and cryptography is not installed.
     """
     folder = pathlib.Path(folder)
-    content = _read_manifest(folder)
-    if public_key is not None:
-        require_signature(folder, content, public_key)
-    manifest = manifest_from_json(_text(folder, content))
-    check_names([MANIFEST_NAME, SIGNATURE_NAME, *manifest.files])
+    manifest = manifest_from_json(_read_manifest(folder))
     for name, spec in manifest.files.items():
         _check_file(folder, name, spec, check_digests=check_digests)
     used = {f"{kind} graph": graph.file for kind, graph in manifest.graphs.items()}
@@ -114,36 +62,32 @@ def open_bundle(
     for what, name in used.items():
         if name not in manifest.files:
             raise BundleError(f"The {what} {name!r} is not among the bundle's files; build it again.")
-    for kind, graph in manifest.graphs.items():
-        if not graph.file.endswith(".onnx"):  # by another ending ONNX Runtime would take it for its own format
-            raise BundleError(f"The {kind} graph is {graph.file!r}, which is no .onnx file; build the bundle again.")
-    return Bundle(folder, manifest, check_digests, trust_plans or public_key is not None)
+    return Bundle(folder, manifest)
 
 
-def _read_manifest(folder: pathlib.Path) -> bytes:
+def _read_manifest(folder: pathlib.Path) -> str:
     path = folder / MANIFEST_NAME
     try:
-        return read_regular(path, _MANIFEST_LIMIT)
-    except OverflowError as error:
-        raise BundleError(f"{path} is larger than {_MANIFEST_LIMIT} bytes: it is no manifest.") from error
+        if path.stat().st_size > _MANIFEST_LIMIT:
+            raise BundleError(f"{path} is larger than {_MANIFEST_LIMIT} bytes: it is no manifest.")
+        return path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError) as error:
         raise BundleError(
             f"There is no bundle in {str(folder)!r} (no {MANIFEST_NAME}): build one with "
             f"`build-engines --model NAME --output {folder}`."
         ) from error
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the folder's name
+    except (OSError, UnicodeDecodeError) as error:
         raise BundleError(f"{path} cannot be read: {error}.") from error
 
 
-def _text(folder: pathlib.Path, content: bytes) -> str:
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise BundleError(f"{folder / MANIFEST_NAME} cannot be read: {error}.") from error
-
-
 def _check_file(folder: pathlib.Path, name: str, spec: FileSpec, *, check_digests: bool) -> None:
-    size, path = find_regular(folder, name).st_size, folder / name
+    pure = pathlib.PurePosixPath(name)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in name or not pure.parts:
+        raise BundleError(f"The manifest names the file {name!r}, outside the bundle: do not use this bundle.")
+    path = folder / name
+    if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
+        raise BundleError(f"The bundle's file {name!r} is missing in {str(folder)!r}: build the bundle again.")
+    size = path.stat().st_size
     if size != spec.bytes:
         raise BundleError(
             f"{name!r} has {size} bytes, the manifest says {spec.bytes}: it was truncated or replaced. "

@@ -1,9 +1,7 @@
 """The commands ``taylorseer`` and ``build-engines``: parse, dispatch, and print users' mistakes without traceback."""
 
 import argparse
-import contextlib
 import importlib
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -11,11 +9,11 @@ from types import FrameType
 from typing import NoReturn
 
 import taylorseer
-from taylorseer.errors import OutputError, TaylorSeerError
+from taylorseer.errors import TaylorSeerError
 
 __all__ = ["build_engines_main", "main"]
 
-_COMMANDS = ("build", "plan", "generate", "compare", "tune", "inspect", "verify", "profile", "sign", "store", "doctor")
+_COMMANDS = ("build", "plan", "generate", "compare", "tune", "inspect", "verify", "profile", "store", "doctor")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -58,15 +56,10 @@ class _InterruptedError(BaseException):
 
 
 def _run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> int:
-    if hasattr(sys.stdout, "reconfigure"):  # a locale that lacks a letter of a path shall not end a command
-        sys.stdout.reconfigure(errors="backslashreplace")
     options = parser.parse_args(arguments)
     handlers = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        _require_working_folder()
-        code = int(options.run(options))
-        _flush()
-        return code
+        return int(options.run(options))
     except TaylorSeerError as error:
         print(f"error: {error}", file=sys.stderr)
     except (_InterruptedError, KeyboardInterrupt):
@@ -77,26 +70,6 @@ def _run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> in
         for number, handler in handlers.items():
             signal.signal(number, handler)
     return 1
-
-
-def _require_working_folder() -> None:
-    try:
-        os.getcwd()
-    except OSError as error:
-        raise OutputError(f"The working folder is gone ({error.strerror}): change to one that exists.") from error
-
-
-def _flush() -> None:
-    """Write out what was printed, as long as an error can be told; at its exit the interpreter would try again."""
-    try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except OSError as error:
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):
-            raise
-        raise OutputError(f"Standard output cannot be written: {error.strerror}. Send it elsewhere.") from error
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:

@@ -24,10 +24,8 @@ __all__ = [
     "RequestCancelledError",
     "ScheduleError",
     "ShapeError",
-    "SignatureError",
     "StoreError",
     "TaylorSeerError",
-    "UntrustedPlanError",
     "VersionError",
 ]
 
@@ -58,14 +56,6 @@ class BundleError(TaylorSeerError):
 
 class VersionError(BundleError):
     """A manifest written by a newer version of the tool than this one."""
-
-
-class SignatureError(BundleError):
-    """A bundle that is not signed by the key that was asked for, or a key that cannot be read."""
-
-
-class UntrustedPlanError(BundleError):
-    """A plan that was built elsewhere and that nobody vouches for."""
 
 
 class OutputError(TaylorSeerError):

@@ -1,12 +1,10 @@
 """The manifest as JSON text, read strictly.
 
 An unknown key, a missing key or a value of another type is refused, because a manifest that is half understood gives
-wrong images.  So is one that does not match the digest in it: a flipped bit may leave a manifest well-formed and turn
-one guidance into another.  Whoever changes a manifest on purpose can write the digest anew; a signature tells that.
+wrong images.
 """
 
 import dataclasses
-import hashlib
 import json
 import types
 import typing
@@ -16,13 +14,8 @@ from typing import Any, Literal, TypeVar
 from taylorseer.accumulators import stacked_shape
 from taylorseer.errors import BundleError, VersionError
 from taylorseer.manifest import FORMAT_VERSION, FeatureSpec, FoldingSpec, Manifest, Role, TensorSpec
-from taylorseer.manifest_limits import check_limits
-from taylorseer.strict_json import parse_json
 
-__all__ = ["manifest_from_json", "manifest_to_json", "sealed"]
-
-_DIGEST = "digest"
-"""The manifest's key for the SHA-256 of everything else in it."""
+__all__ = ["manifest_from_json", "manifest_to_json"]
 
 _DTYPES = ("float32", "float16", "bfloat16", "int64")
 _AGAIN = "build the bundle again"
@@ -35,15 +28,8 @@ _T = TypeVar("_T")
 
 
 def manifest_to_json(manifest: Manifest) -> str:
-    """Return ``manifest`` as indented JSON text, with its digest."""
-    return json.dumps(sealed(json.loads(json.dumps(dataclasses.asdict(manifest)))), indent=1) + "\n"
-
-
-def sealed(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a manifest's JSON object with the digest of its present content."""
-    content = {key: value for key, value in data.items() if key != _DIGEST}
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return content | {_DIGEST: hashlib.sha256(text.encode("ascii")).hexdigest()}
+    """Return ``manifest`` as indented JSON text."""
+    return json.dumps(dataclasses.asdict(manifest), indent=1) + "\n"
 
 
 def manifest_from_json(text: str) -> Manifest:
@@ -51,32 +37,24 @@ def manifest_from_json(text: str) -> Manifest:
 
     Raises:
         VersionError: the manifest was written by a newer format than this tool reads.
-        BundleError: the text is not JSON, not of this schema, out of bounds, or does not match its own digest.
+        BundleError: the text is not JSON, or not of this schema.
     """
     try:
-        data = parse_json(text)
+        data = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise BundleError(f"The manifest is not JSON ({error}); build the bundle again.") from error
     if not isinstance(data, dict):
         raise BundleError("The manifest is not a JSON object; build the bundle again.")
     version = data.get("format_version")
     if isinstance(version, int) and not isinstance(version, bool) and version > FORMAT_VERSION:
-        writer = str(data.get("tool_version", "an unknown version"))
         raise VersionError(
             f"The manifest has format {version}, this tool reads up to {FORMAT_VERSION} (it was written by "
-            f"{writer:.40}): upgrade taylorseer-trt, or build the bundle again."
+            f"{data.get('tool_version', 'an unknown version')}): upgrade taylorseer-trt, or build the bundle again."
         )
     if version != FORMAT_VERSION:
-        raise BundleError(f"The manifest has format {version!r:.40}, not {FORMAT_VERSION}; build the bundle again.")
-    if _DIGEST not in data:
-        raise BundleError(f"manifest: the key {_DIGEST!r} is missing; {_AGAIN}.")
-    manifest = _decode(Manifest, {key: value for key, value in data.items() if key != _DIGEST}, "manifest")
-    check_limits(manifest)
+        raise BundleError(f"The manifest has format {version!r}, not {FORMAT_VERSION}; build the bundle again.")
+    manifest = _decode(Manifest, data, "manifest")
     _check_parts(manifest)
-    if data != sealed(data):
-        raise BundleError(
-            f"The manifest does not match its own digest: it was altered. Copy the bundle again, or {_AGAIN}."
-        )
     return manifest
 
 

@@ -14,7 +14,6 @@ from taylorseer.commands.progress import progress_bar
 from taylorseer.config import PRESETS
 from taylorseer.errors import CheckpointError, DependencyError, ModelError
 from taylorseer.manifest import Layout
-from taylorseer.plan_trust import is_built_here
 from taylorseer.tensorrt_library import FLAVORS
 
 if TYPE_CHECKING:
@@ -82,10 +81,9 @@ def _request(options: argparse.Namespace) -> "tuple[ExportRequest, BuildEngines 
     try:
         from taylorseer.exporter.checkpoints import find_checkpoint
         from taylorseer.exporter.workflow import ExportRequest
-    except (ImportError, OSError) as error:  # OSError: a shared library does not load
-        needed = getattr(error, "name", None) or f"torch, which does not load here ({error})"
+    except ImportError as error:
         raise DependencyError(
-            f"Exporting needs {needed}: `pip install 'taylorseer-trt[export,onnxruntime]'`."
+            f"Exporting needs {error.name}: `pip install 'taylorseer-trt[export,onnxruntime]'`."
         ) from error
     build_engines = choose_backend(options, options.precision)
     cache = cache_config(options, PRESETS[model.preset])
@@ -184,5 +182,3 @@ def _report(bundle: Bundle, options: argparse.Namespace) -> None:
     print(f"{bundle.folder}: {manifest.model}, {manifest.precision}, {manifest.engine.backend}")
     print(f"  state {manifest.layout}{why}, order {manifest.order}, {len(manifest.features)} live features")
     print(f"  {len(manifest.dead_features)} features dead at a forecast step; {facts['bytes'] / 1e6:.1f} MB on disk")
-    if not all(is_built_here(manifest.files[plan.file].sha256) for plan in manifest.engine.plans):
-        print("  plans could not be recorded as built here (no home folder?): run them with --trust-plans")

@@ -6,7 +6,7 @@ import pathlib
 import sys
 from typing import TYPE_CHECKING
 
-from taylorseer.commands.bundle_options import add_bundle, open_asked
+from taylorseer.bundle import open_bundle
 from taylorseer.commands.options import add_cache_options, add_json_option, cache_config
 from taylorseer.commands.progress import progress_bar
 from taylorseer.config import CacheConfig
@@ -64,7 +64,7 @@ _SHOWN_IMAGES, _SHOWN_CLIPS, _SHOWN_FRAMES = 8, 4, 8
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    add_bundle(parser)
+    parser.add_argument("bundle", help="the bundle's folder")
     parser.add_argument(
         "--prompt", action="append", metavar="TEXT", help="may be repeated (default: eight of the model)"
     )
@@ -83,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
     prompts = _prompts(options)
     if options.output and pathlib.Path(options.output).suffix.lower() != ".png":
         raise OutputError(f"{options.output!r} is no picture: give --output FILE.png.")
-    bundle = open_asked(options)
+    bundle = open_bundle(options.bundle)
     config = cache_config(options, CacheConfig.from_json(bundle.manifest.cache), model=bundle.manifest.model)
     config.schedule()
     prompts = default_prompts(bundle.manifest) if prompts is None else prompts

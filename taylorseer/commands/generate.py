@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from typing import TYPE_CHECKING, Any
 
-from taylorseer.commands.bundle_options import add_bundle, open_asked
+from taylorseer.bundle import open_bundle
 from taylorseer.commands.options import add_cache_options, cache_config
 from taylorseer.commands.progress import progress_bar
 from taylorseer.config import CacheConfig
@@ -25,7 +25,7 @@ SUMMARY = "make images or clips from prompts"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    add_bundle(parser)
+    parser.add_argument("bundle", help="the bundle's folder")
     parser.add_argument(
         "--prompt", action="append", metavar="TEXT", help="words, or a class by name or number; may be repeated"
     )
@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
         raise InputError("Give either --prompt (once or more) or --conditions.")
     if options.scale < 1:
         raise InputError(f"--scale {options.scale} is no enlargement: give 1 or more.")
-    bundle = open_asked(options)
+    bundle = open_bundle(options.bundle)
     output = _output(options, bundle.manifest)
     config = cache_config(options, CacheConfig.from_json(bundle.manifest.cache), model=bundle.manifest.model)
     try:

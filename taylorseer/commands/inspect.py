@@ -10,8 +10,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from taylorseer.bundle import Bundle
-from taylorseer.commands.bundle_options import add_bundle, open_asked
+from taylorseer.bundle import Bundle, open_bundle
 from taylorseer.commands.options import add_json_option
 from taylorseer.commands.session_memory import readable_size
 from taylorseer.errors import BundleError
@@ -29,13 +28,13 @@ _STATE = ("state", "previous", "accumulator", "carried")
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    add_bundle(parser)
+    parser.add_argument("bundle", help="the bundle's folder")
     add_json_option(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the bundle's content."""
-    facts = _facts(open_asked(options, check_digests=False))
+    facts = _facts(open_bundle(options.bundle, check_digests=False))
     if options.json:
         json.dump(facts, sys.stdout, indent=1)
         print()
@@ -136,9 +135,8 @@ def _weights(bundle: Bundle) -> dict[str, dict[str, int]] | None:
         return None
     weights = {}
     for kind, graph in bundle.manifest.graphs.items():
-        path = bundle.graph_path(kind)
         try:
-            model = ir.load(path)
+            model = ir.load(bundle.path(graph.file))
         except Exception as error:  # onnx-ir passes on whatever its protobuf reader raises
             raise BundleError(
                 f"{graph.file} cannot be read as an ONNX graph ({type(error).__name__}): build the bundle again."

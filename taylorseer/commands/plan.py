@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from taylorseer.accumulators import accumulators_of
-from taylorseer.commands.bundle_options import add_bundle, open_asked
+from taylorseer.bundle import open_bundle
 from taylorseer.commands.options import (
     ACCUMULATORS,
     add_cache_options,
@@ -38,7 +38,7 @@ _LOUD = 4.5
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    add_bundle(parser, optional=True, text="a bundle: its own defaults and state")
+    parser.add_argument("bundle", nargs="?", help="a bundle: its own defaults and state")
     parser.add_argument("--batch", type=int, default=1, help="rows of the model's batch, for the state bytes")
     parser.add_argument(
         "--forecast-cost",
@@ -102,7 +102,7 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _plan(options: argparse.Namespace) -> dict[str, Any]:
-    bundle = open_asked(options, check_digests=options.device_memory) if options.bundle else None
+    bundle = open_bundle(options.bundle, check_digests=options.device_memory) if options.bundle else None
     default = CacheConfig.from_json(bundle.manifest.cache) if bundle else PRESETS["flux"]
     config = cache_config(options, default, model=bundle.manifest.model if bundle else None)
     schedule = config.schedule()

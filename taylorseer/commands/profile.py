@@ -8,13 +8,11 @@ import sys
 import tempfile
 from typing import TYPE_CHECKING, Any
 
-from taylorseer.bundle import Bundle
-from taylorseer.commands.bundle_options import add_bundle, open_asked
+from taylorseer.bundle import Bundle, open_bundle
 from taylorseer.commands.options import add_cache_options, add_json_option, cache_config
 from taylorseer.commands.progress import progress_bar
 from taylorseer.config import CacheConfig
 from taylorseer.errors import BackendError, InputError, OutputError
-from taylorseer.plan_trust import require_trusted_plan
 
 if TYPE_CHECKING:
     from taylorseer.engines.profile_report import EngineReport, ProfileReport, Roofline
@@ -29,7 +27,7 @@ _GEMM_SIZE = 8192
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    add_bundle(parser)
+    parser.add_argument("bundle", help="the bundle's folder")
     parser.add_argument("--runs", type=int, default=30, help="timed runs of each engine (default 30)")
     parser.add_argument("--output", type=pathlib.Path, metavar="DIR", help="folder of the report (default out/profile)")
     parser.add_argument("--trtexec", action="store_true", help="insist on trtexec; otherwise it runs where it is found")
@@ -43,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
 
     if options.runs < 1:
         raise InputError(f"--runs is {options.runs}: give 1 or more.")
-    bundle = open_asked(options)
+    bundle = open_bundle(options.bundle)
     output: pathlib.Path = options.output or pathlib.Path("out/profile")
     config = cache_config(options, CacheConfig.from_json(bundle.manifest.cache))
     plan_steps(config, BuiltState.of_bundle(bundle.manifest))
@@ -117,6 +115,7 @@ def _engine(
     from taylorseer.engines.work import graph_work
     from taylorseer.runtime.engine_timing import inspector_text, layer_reports, time_engine
 
+    manifest = bundle.manifest
     ours = EngineTimes.from_durations(*time_engine(session, kind, runs))
     layers = layer_times(layer_reports(session, kind, runs), runs)
     write_times(output / f"{kind}-times.json", ours)
@@ -126,7 +125,7 @@ def _engine(
     return engine_report(
         kind,
         command=command,
-        work=graph_work(bundle.graph_path(kind), **_rows(session, kind)),
+        work=graph_work(bundle.path(manifest.graphs[kind].file), **_rows(session, kind)),
         session=ours,
         roofline=roofline,
         trtexec=theirs,
@@ -166,7 +165,7 @@ def _trtexec(session: "Session", bundle: Bundle, kind: str, output: pathlib.Path
     }
     command = trtexec_command(
         tool,
-        require_trusted_plan(bundle, plan.file),
+        bundle.path(plan.file),
         shapes,
         flavor=flavor,
         times=times,

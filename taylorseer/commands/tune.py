@@ -7,7 +7,7 @@ import pathlib
 import sys
 from typing import TYPE_CHECKING
 
-from taylorseer.commands.bundle_options import add_bundle, open_asked
+from taylorseer.bundle import open_bundle
 from taylorseer.commands.options import add_json_option
 from taylorseer.commands.progress import progress_bar
 from taylorseer.config import CacheConfig
@@ -25,7 +25,7 @@ SUMMARY = "calibrate on a few prompts: the best full steps and weights for a num
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    add_bundle(parser)
+    parser.add_argument("bundle", help="the bundle's folder")
     parser.add_argument("--budget", type=int, required=True, metavar="N", help="number of full steps")
     parser.add_argument("--prompts", required=True, metavar="FILE", help="a text file with one prompt a line")
     parser.add_argument(
@@ -45,7 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Tune, measure on what was held out, write the schedule file and print what it gains."""
     _check(options)
-    bundle = open_asked(options)
+    bundle = open_bundle(options.bundle)
     try:
         from taylorseer.runtime.generation import Generator
         from taylorseer.runtime.held_out import measure_gain

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from taylorseer.bundle import Bundle
-from taylorseer.commands.bundle_options import add_bundle, open_asked
+from taylorseer.bundle import Bundle, open_bundle
 from taylorseer.commands.options import add_json_option
 from taylorseer.commands.progress import progress_bar
 from taylorseer.config import PRESETS, CacheConfig
@@ -64,14 +63,14 @@ class Check:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    add_bundle(parser)
+    parser.add_argument("bundle", help="the bundle's folder")
     parser.add_argument("--seed", type=int, default=0, help="of the random request that graphs are compared on")
     add_json_option(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run every check; exit code 1 if one fails."""
-    bundle = open_asked(options)
+    bundle = open_bundle(options.bundle)
     checks = [Check("digests", True, f"{len(bundle.manifest.files)} files match the manifest")]
     checks += [_golden_schedules(), _linear_series(bundle)]
     with progress_bar("comparing with torch", quiet=options.json) as bar:

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from taylorseer.manifest import FORMAT_VERSION
-from taylorseer.manifest_json import sealed
 
 Run = Callable[..., Any]
 Copied = Callable[[str], pathlib.Path]
@@ -30,7 +29,7 @@ def edit(change: Callable[[dict[str, Any]], object]) -> Damage:
     def damage(folder: pathlib.Path) -> None:
         data = json.loads((folder / "manifest.json").read_text())
         change(data)
-        (folder / "manifest.json").write_text(json.dumps(sealed(data)))
+        (folder / "manifest.json").write_text(json.dumps(data))
 
     return damage
 
@@ -58,11 +57,11 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "wrong type": (edit(lambda data: data.update(order="2")), "manifest.order: '2' is not allowed there"),
     "not JSON": (lambda folder: (folder / "manifest.json").write_text("{"), "The manifest is not JSON"),
     "path traversal": (
-        edit(lambda data: data["files"].update({"../x": {"bytes": 0, "sha256": "0" * 64}})),
+        edit(lambda data: data["files"].update({"../x": {"bytes": 0, "sha256": ""}})),
         "names the file '../x', outside the bundle: do not use this bundle",
     ),
     "absolute path": (
-        edit(lambda data: data["files"].update({"/etc/passwd": {"bytes": 0, "sha256": "0" * 64}})),
+        edit(lambda data: data["files"].update({"/etc/passwd": {"bytes": 0, "sha256": ""}})),
         "names the file '/etc/passwd', outside the bundle",
     ),
     "link out of the bundle": (link_outside, "'graphs/full.onnx' is missing"),

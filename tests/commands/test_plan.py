@@ -18,7 +18,6 @@ from taylorseer.bundle import MANIFEST_NAME, Bundle
 from taylorseer.config import PRESETS
 from taylorseer.manifest import FileSpec, Manifest
 from taylorseer.manifest_json import manifest_to_json
-from taylorseer.plan_trust import record_plan
 from taylorseer.runtime.footprint import footprint
 from taylorseer.runtime.memory import plan_memory
 from taylorseer.runtime.onnxruntime_backend import OnnxRuntimeBackend
@@ -300,10 +299,7 @@ def plans(bundles: Bundles, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr("taylorseer.commands.session_memory.load_cuda", lambda: gpu.cuda)
         bundle = gpu.bundle("dit-tiny")
         shutil.copytree(bundles("dit-tiny").folder, bundle.folder, dirs_exist_ok=True)
-        manifest = _with_files(bundle)
-        (bundle.folder / MANIFEST_NAME).write_text(manifest_to_json(manifest))
-        for plan in manifest.engine.plans:
-            record_plan(manifest.files[plan.file].sha256)
+        (bundle.folder / MANIFEST_NAME).write_text(manifest_to_json(_with_files(bundle)))
         return bundle.folder
 
     return make

@@ -11,7 +11,6 @@ import pytest
 from taylorseer.bundle import Bundle
 from taylorseer.commands import profile
 from taylorseer.engines.trtexec_reports import read_layers, read_times
-from taylorseer.manifest_json import sealed
 
 Run = Callable[..., Any]
 Bundles = Callable[..., Bundle]
@@ -128,7 +127,7 @@ def test_trtexec_that_is_missing_is_said_before_a_gpu_is_looked_for(
     folder = copied("dit-tiny")
     data = json.loads((folder / "manifest.json").read_text())
     data["engine"] = {"backend": backend, "version": "1.0", "plans": [], "options": {}}
-    (folder / "manifest.json").write_text(json.dumps(sealed(data)))
+    (folder / "manifest.json").write_text(json.dumps(data))
     monkeypatch.setattr("taylorseer.runtime.open_backend.open_backend", None)  # nobody may call it
     outcome = run("profile", folder, "--trtexec", "--output", tmp_path / "report")
     assert outcome.refused(f"trtexec missing: there is no '{tool}' on the PATH. Get it from ", "set $TRTEXEC to it")

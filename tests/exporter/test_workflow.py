@@ -289,7 +289,8 @@ def folds_all_for_what_the_schedule_needs(bundle: Bundle, cache: CacheConfig, fe
     assert folding.accumulators == (cache.order + 1) * (cache.interval - 1)
     assert folding.carried == cache.order * (cache.interval - 1)
     assert folding.dtype == "float32" and folding.gates == "prepared.gates.bfloat16"
-    assert len(with_role(bundle.manifest.graphs["full"].outputs, "accumulator")) == folding.accumulators
+    windows = with_role(bundle.manifest.graphs["full"].outputs, "accumulator")
+    assert folding.form == "channels" and len(windows) == cache.order + 1  # each of them one tensor
     assert not with_role(bundle.manifest.graphs["full"].outputs, "feature")
 
 

@@ -14,7 +14,7 @@ from taylorseer.engines.options import TensorRTOptions
 from taylorseer.engines.store import EngineStore
 from taylorseer.engines.tensorrt_builder import build_tensorrt
 from taylorseer.errors import TaylorSeerError
-from taylorseer.manifest import EngineSpec, FileSpec, Manifest, PlanSpec
+from taylorseer.manifest import EngineSpec, PlanSpec
 from taylorseer.runtime.session import LoadedModel
 from taylorseer.runtime.tensorrt_backend import TensorRTBackend
 from taylorseer.tensorrt_library import FLAVORS, TensorRT, load_tensorrt
@@ -83,7 +83,7 @@ class NullGpu:
             )
             plans.append(PlanSpec(kind=kind, file=file, compute_capability=capability, fingerprint="0" * 64))
         engine = EngineSpec(backend=flavor, version=VERSION, plans=tuple(plans))
-        return _with_plans(folder, manifest, engine)
+        return Bundle(folder, dataclasses.replace(manifest, engine=engine))
 
     def load(self, name: str, layout: str = "history", **options: Any) -> LoadedModel:
         """Return a tiny bundle's loaded engines."""
@@ -111,19 +111,12 @@ class CudaGpu:
         source, folder = self._bundles(name, layout), self._folder / f"{name}-{layout}"
         shutil.copytree(source.folder, folder, dirs_exist_ok=True)
         engine = build_tensorrt(folder, source.manifest, self._library, TensorRTOptions(), self._store)
-        return _with_plans(folder, source.manifest, engine)
+        return Bundle(folder, dataclasses.replace(source.manifest, engine=engine))
 
     def load(self, name: str, layout: str = "history", **options: Any) -> LoadedModel:
         """Return a tiny bundle's loaded engines."""
         bundle = self.bundle(name, layout)
         return LoadedModel(bundle.manifest, TensorRTBackend(bundle, **options))
-
-
-def _with_plans(folder: pathlib.Path, manifest: Manifest, engine: EngineSpec) -> Bundle:
-    """Return the bundle with plans that were just written there, as an opened one whose plans are trusted."""
-    sizes = {plan.file: (folder / plan.file).stat().st_size for plan in engine.plans}
-    files = manifest.files | {name: FileSpec(bytes=size, sha256="0" * 64) for name, size in sizes.items()}
-    return Bundle(folder, dataclasses.replace(manifest, engine=engine, files=files), plans_trusted=True)
 
 
 def _installed() -> TensorRT:
